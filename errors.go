@@ -6,6 +6,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"imgcrypt/layer"
 )
 
 // Sentinels. The errors about keys are keys.ErrNoKey and its siblings, the one
@@ -20,7 +22,7 @@ var (
 	ErrManifest = errors.New("malformed manifest")
 	// ErrMismatch means that a blob's bytes do not have the digest or the size
 	// that its descriptor says.
-	ErrMismatch = errors.New("content does not match its descriptor")
+	ErrMismatch = layer.ErrMismatch
 )
 
 // LayerError says which layer an error is about.

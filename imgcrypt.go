@@ -113,9 +113,9 @@ type DecryptOptions struct {
 	Identities []keys.Identity
 	// Select chooses what is decrypted. Zero: every encrypted layer.
 	Select Selection
-	// KeepMissing leaves an index entry as it is whose manifest is not in the
-	// store. Zero: it is a [*MissingError] where Select chose the entry, and
-	// left as it is where Select.Platform did not.
+	// KeepMissing leaves an index entry as it is whose manifest, or one of whose
+	// encrypted layers, is not in the store, as long as there is another one
+	// that can be decrypted. Zero: that is a [*MissingError].
 	KeepMissing bool
 	// Notify is told what the user has to know. nil: nobody is.
 	Notify func(Notice)
