@@ -87,3 +87,9 @@ type Key struct {
 	// Password decrypts Data; nil means that none was given.
 	Password []byte
 }
+
+// String returns the label, so that printing a key shows no secret.
+func (k Key) String() string { return k.Label }
+
+// GoString returns the label, as String does.
+func (k Key) GoString() string { return k.Label }

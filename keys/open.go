@@ -1,0 +1,151 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"imgcrypt/layer"
+)
+
+// Open returns the secret of the layer with these annotations, unwrapped by the
+// first of ids, in their order, that can. If none can, the error is a
+// [*NoKeyError]. If the annotations hold no packet that can be read, it wraps
+// [layer.ErrMalformed] instead, since no key could help. If ctx ends, its error is
+// returned.
+func Open(ctx context.Context, ids []Identity, annotations map[string]string) (layer.Secret, error) {
+	packets, damage := layer.Packets(annotations)
+	if len(packets) == 0 {
+		if damage == nil {
+			damage = fmt.Errorf("annotations %s…: %w: no packet, so no key can open it", layer.KeysAnnotationPrefix, layer.ErrMalformed)
+		}
+		return layer.Secret{}, damage
+	}
+	failed := &NoKeyError{Damage: damage}
+	for _, p := range packets {
+		if !slices.Contains(failed.Schemes, p.Scheme) {
+			failed.Schemes = append(failed.Schemes, p.Scheme)
+		}
+	}
+	slices.Sort(failed.Schemes)
+	for i, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return layer.Secret{}, err
+		}
+		data, err := id.Unwrap(ctx, packets)
+		if err == nil {
+			var secret layer.Secret
+			if secret, err = layer.ParseSecret(data); err == nil {
+				return secret, nil
+			}
+		}
+		failed.Attempts = append(failed.Attempts, Attempt{Name: nameOf(id, i), Err: err})
+	}
+	if err := ctx.Err(); err != nil {
+		return layer.Secret{}, err
+	}
+	return layer.Secret{}, failed
+}
+
+func nameOf(id Identity, i int) string {
+	if n, ok := id.(Named); ok && n.Name() != "" {
+		return n.Name()
+	}
+	return fmt.Sprintf("key %d", i+1)
+}
+
+// NoKeyError says that no identity opened a layer. [errors.Is] finds [ErrNoKey] in it.
+type NoKeyError struct {
+	// Attempts has one entry for each identity, in the order in which they were tried.
+	Attempts []Attempt
+	// Schemes are those of the layer's packets, sorted, each once.
+	Schemes []string
+	// Damage is about packets that could not be read and so not be tried; nil if
+	// all could.
+	Damage error
+}
+
+// Attempt is one identity that did not open a layer.
+type Attempt struct {
+	// Name is the identity's name.
+	Name string
+	// Err is why. It wraps [ErrNoMatch] if the layer is simply not for this key.
+	Err error
+}
+
+// maxReasons keeps the error of many keys on one line.
+const maxReasons = 5
+
+// Error is one line that says how many keys were tried, what the layer is
+// encrypted for, and the reasons of those keys that failed otherwise than by not
+// being the right one.
+func (e *NoKeyError) Error() string {
+	var b strings.Builder
+	switch n := len(e.Attempts); n {
+	case 0:
+		b.WriteString("no key was given to open it")
+	case 1:
+		fmt.Fprintf(&b, "key %s does not open it", e.Attempts[0].Name)
+	default:
+		fmt.Fprintf(&b, "none of the %d keys opens it", n)
+	}
+	fmt.Fprintf(&b, " (encrypted for %s)", strings.Join(e.Schemes, ", "))
+	reasons := e.reasons()
+	for i, r := range reasons {
+		if i == maxReasons {
+			fmt.Fprintf(&b, "; and %d more", len(reasons)-i)
+			break
+		}
+		if i == 0 {
+			b.WriteString(": ")
+		} else {
+			b.WriteString("; ")
+		}
+		b.WriteString(strings.ReplaceAll(r, "\n", "; "))
+	}
+	return b.String()
+}
+
+// reasons are distinct; each names its key.
+func (e *NoKeyError) reasons() []string {
+	var texts []string
+	add := func(text string) {
+		if !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	for _, a := range e.Attempts {
+		if a.Err == nil || errors.Is(a.Err, ErrNoMatch) {
+			continue
+		}
+		text := a.Err.Error()
+		if len(e.Attempts) > 1 && !strings.HasPrefix(text, a.Name+":") {
+			text = a.Name + ": " + text
+		}
+		add(text)
+	}
+	if e.Damage != nil {
+		add(e.Damage.Error())
+	}
+	return texts
+}
+
+// Is reports whether target is [ErrNoKey].
+func (e *NoKeyError) Is(target error) bool { return target == ErrNoKey }
+
+// Unwrap returns the reasons, without those that only say that a key was not the
+// right one.
+func (e *NoKeyError) Unwrap() []error {
+	var errs []error
+	for _, a := range e.Attempts {
+		if a.Err != nil && !errors.Is(a.Err, ErrNoMatch) {
+			errs = append(errs, a.Err)
+		}
+	}
+	if e.Damage != nil {
+		errs = append(errs, e.Damage)
+	}
+	return errs
+}
