@@ -1,0 +1,75 @@
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// builds remembers what this process has built: package → *built.
+var builds sync.Map
+
+type built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// Build builds a command of this module, "./cmd/ctr-enc", as `make` does it (CGO_ENABLED=0), and
+// returns the path of the program. It is built at most once per process; processes that test at the same
+// time share the result. The test fails with the compiler's output where it does not build.
+func Build(t testing.TB, pkg string) string {
+	t.Helper()
+	path, err := BuildCommand(pkg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// BuildCommand is Build for programs that are no tests.
+func BuildCommand(pkg string) (string, error) {
+	v, _ := builds.LoadOrStore(pkg, new(built))
+	b := v.(*built)
+	b.once.Do(func() { b.path, b.err = build(pkg) })
+	return b.path, b.err
+}
+
+func build(pkg string) (string, error) {
+	dir := filepath.Join(Root(), ".cache", "test-bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, filepath.Base(pkg))
+
+	// Two test processes must not link into the same file at the same time. The second one finds an
+	// up-to-date program, which go build leaves alone.
+	lock, err := os.OpenFile(out+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+
+	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
+	cmd.Dir = Root()
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+goflags())
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, output)
+	}
+	return out, nil
+}
+
+// goflags keeps the caller's GOFLAGS and switches off the version stamp, which fails in a tree that
+// git does not trust.
+func goflags() string {
+	return strings.TrimSpace(os.Getenv("GOFLAGS") + " -buildvcs=false")
+}

@@ -1,0 +1,178 @@
+// Package testenv says what a test needs of the machine, and finds or builds it.
+//
+// A test names its requirements first:
+//
+//	testenv.Need(t, "root", "runc", testenv.Containerd24)
+//
+// Where one is missing the test is skipped with the reason "needs X: why", which the test report
+// lists. With CI=true in the environment a missing requirement fails the test instead: there
+// everything has to run. scripts/setup provides all requirements on Debian and Ubuntu.
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Requirements that are more than a command on PATH.
+const (
+	// SuperUser is the right to be root.
+	SuperUser = "root"
+	// Containerd24 is containerd 2.4 with its runc shim and ctr, built by scripts/setup into CacheBin.
+	Containerd24 = "containerd-2.4"
+	// Containerd16 is the distribution's containerd 1.6 at /usr/bin/containerd.
+	Containerd16 = "containerd-1.6"
+	// Busybox is a statically linked busybox, see BusyboxPath.
+	Busybox = "busybox"
+)
+
+// debianContainerd is the one path at which Debian and Ubuntu install containerd. PATH is not
+// searched, since another containerd may come first there.
+const debianContainerd = "/usr/bin/containerd"
+
+// Need ends the test unless every requirement is met: by t.Skip with the reason "needs X: why", or by
+// t.Fatal with the same text where the environment has CI=true. A requirement is one of this
+// package's constants or the name of a command that has to be on PATH (or in the sbin directories).
+func Need(t testing.TB, requirements ...string) {
+	t.Helper()
+	for _, r := range requirements {
+		err := Missing(r)
+		if err == nil {
+			continue
+		}
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+// Missing returns nil where the requirement is met, otherwise an error "needs X: why". It is what
+// Need asks, for programs that are no tests.
+func Missing(requirement string) error {
+	if err := check(requirement); err != nil {
+		return fmt.Errorf("needs %s: %w", requirement, err)
+	}
+	return nil
+}
+
+func check(requirement string) error {
+	switch requirement {
+	case SuperUser:
+		if os.Geteuid() != 0 {
+			return errors.New("not the super user")
+		}
+		return nil
+	case Containerd24:
+		for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
+			if _, err := os.Stat(filepath.Join(CacheBin(), name)); err != nil {
+				return fmt.Errorf("no %s in .cache/bin (run scripts/setup)", name)
+			}
+		}
+		return nil
+	case Containerd16:
+		return containerd16()
+	case Busybox:
+		_, err := BusyboxPath()
+		return err
+	}
+	_, err := LookPath(requirement)
+	return err
+}
+
+// containerd16 asks the installed containerd for its version, once per process.
+var containerd16 = sync.OnceValue(func() error {
+	out, err := exec.Command(debianContainerd, "--version").Output()
+	if err != nil {
+		return err
+	}
+	// "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3"
+	fields := strings.Fields(string(out))
+	if len(fields) < 3 {
+		return fmt.Errorf("%s --version says %q", debianContainerd, out)
+	}
+	if v := strings.TrimPrefix(fields[2], "v"); !strings.HasPrefix(v, "1.6.") {
+		return fmt.Errorf("%s is version %s", debianContainerd, v)
+	}
+	return nil
+})
+
+// LookPath finds a command on PATH, or else in the directories for the super user's commands (runc is
+// there), which the PATH of an ordinary user may lack.
+func LookPath(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return p, nil
+		}
+	}
+	return "", errors.New("not on PATH")
+}
+
+// BusyboxPath returns a statically linked busybox: one that can be a container's only file.
+func BusyboxPath() (string, error) {
+	return busybox()
+}
+
+var busybox = sync.OnceValues(func() (string, error) {
+	for _, path := range []string{"/bin/busybox", "/usr/bin/busybox"} {
+		static, err := isStatic(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if static {
+			return path, nil
+		}
+	}
+	return "", errors.New("no statically linked busybox in /bin or /usr/bin")
+})
+
+// Root returns the directory of this module: the nearest one at or above the working directory whose
+// go.mod is that of the module imgcrypt. It panics where there is none, since nothing in the test
+// harness works outside of the source tree.
+func Root() string {
+	return root()
+}
+
+var root = sync.OnceValue(func() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		panic(fmt.Sprintf("testenv: %v", err))
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		if mod, err := os.ReadFile(filepath.Join(at, "go.mod")); err == nil {
+			if first, _, _ := strings.Cut(string(mod), "\n"); strings.TrimSpace(first) == "module imgcrypt" {
+				return at
+			}
+		}
+		if at == filepath.Dir(at) {
+			panic(fmt.Sprintf("testenv: %s is not inside of the module imgcrypt", dir))
+		}
+	}
+})
+
+// CacheBin returns the git-ignored directory for the programs that scripts/setup builds.
+func CacheBin() string {
+	return filepath.Join(Root(), ".cache", "bin")
+}
+
+// Containerd returns the path of the containerd that a requirement, Containerd24 or Containerd16,
+// stands for.
+func Containerd(requirement string) string {
+	if requirement == Containerd16 {
+		return debianContainerd
+	}
+	return filepath.Join(CacheBin(), "containerd")
+}
