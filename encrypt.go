@@ -1,23 +1,269 @@
 package imgcrypt
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"imgcrypt/keys"
+	"imgcrypt/layer"
 )
 
 // Encrypt encrypts the selected layers of the image root in s, and adds the
-// recipients to those that are encrypted already.
+// recipients to those that are encrypted already. The new image stands beside the
+// old one: naming it is up to the caller, see [Tags].
+//
+// Attestation manifests, image configs and layers that are not in the image but
+// elsewhere (with urls) stay as they are. An error names the layer, as a
+// [*LayerError], or the missing blob, as a [*MissingError]; it is
+// [ErrNothingSelected] where the selection fits no layer.
 func Encrypt(ctx context.Context, s Store, root ocispec.Descriptor, o EncryptOptions) (Result, error) {
-	panic("being built")
+	if len(o.Recipients) == 0 {
+		return Result{}, errors.New("no recipient to encrypt for")
+	}
+	if o.Notify == nil {
+		o.Notify = func(Notice) {}
+	}
+	c := &encryption{store: s, o: o, sealed: make(map[digest.Digest]sealing), done: make(map[digest.Digest]bool)}
+	c.editor = &editor{store: s, sel: o.Select, notify: o.Notify, crypt: c}
+	desc, err := c.edit(ctx, root)
+	return c.result(desc, len(c.done), err)
 }
 
-// Decrypt is the mirror image of [Encrypt].
-func Decrypt(ctx context.Context, s Store, root ocispec.Descriptor, o DecryptOptions) (Result, error) {
-	panic("being built")
+// encryption is one run of Encrypt.
+type encryption struct {
+	*editor
+	store  Store
+	o      EncryptOptions
+	sealed map[digest.Digest]sealing
+	done   map[digest.Digest]bool
 }
 
-// Authorize unwraps the secret of every encrypted layer of the selected platforms.
-func Authorize(ctx context.Context, s Store, root ocispec.Descriptor, o AuthorizeOptions) error {
-	panic("being built")
+// sealing is what became of one plain layer, in whichever manifests it is.
+type sealing struct {
+	after, before change
+}
+
+func (c *encryption) manifest(ctx context.Context, d *document, chosen []Layer) (outcome, error) {
+	after, before := make(map[int]change), make(map[int]change)
+	refs := append([]ocispec.Descriptor{d.config}, d.children...)
+	readable := make(map[int]string)
+	for i, desc := range d.children {
+		if !layer.IsEncrypted(desc.MediaType) {
+			readable[i] = "it is not selected"
+		}
+	}
+	extended := false
+	for _, l := range chosen {
+		if len(l.Desc.URLs) > 0 && !layer.IsEncrypted(l.Desc.MediaType) {
+			readable[l.Index] = "its content is elsewhere, at its urls"
+			continue
+		}
+		s, err := c.layer(ctx, l)
+		if err != nil {
+			return outcome{}, &LayerError{Index: l.Index, Digest: l.Desc.Digest, Platform: l.Platform, Err: err}
+		}
+		delete(readable, l.Index)
+		if s.after.annotations == nil {
+			continue // Every recipient is there already.
+		}
+		c.done[l.Desc.Digest] = true
+		after[l.Index], before[l.Index] = s.after, s.before
+		extended = extended || layer.IsEncrypted(l.Desc.MediaType)
+		refs[l.Index+1] = s.after.desc
+	}
+	for i, desc := range d.children {
+		if why := readable[i]; why != "" {
+			c.o.Notify(Notice{Kind: NoticeReadable, Desc: desc, Text: fmt.Sprintf("layer %d (%s) of manifest %s stays readable: %s", i, desc.Digest, d.desc.Digest, why)})
+		}
+	}
+	had := hasEncrypted(d.children)
+	if len(after) == 0 {
+		return outcome{desc: d.desc, before: d.text, encrypted: had, had: had}, nil
+	}
+	c.o.Notify(Notice{Kind: NoticeReadable, Desc: d.config, Text: fmt.Sprintf("config %s of manifest %s stays readable: environment, labels, history", d.config.Digest, d.desc.Digest)})
+	if extended {
+		before = nil
+	}
+	text, err := c.rewrite(d, after, before, nil)
+	if err != nil {
+		return outcome{}, err
+	}
+	return c.put(ctx, d, text, refs, had)
+}
+
+func (c *encryption) index(d *document, after, before map[int]change, moved map[digest.Digest]digest.Digest) (rewritten, error) {
+	return c.rewrite(d, after, before, moved)
+}
+
+func (c *encryption) rewrite(d *document, after, before map[int]change, moved map[digest.Digest]digest.Digest) (rewritten, error) {
+	text, err := seal(d, after, before, moved)
+	if err == nil && !text.exact {
+		c.o.Notify(Notice{Kind: NoticeInexact, Desc: d.desc, Text: fmt.Sprintf("manifest %s is written so that decrypting cannot restore it to the byte: its digest will be another", d.desc.Digest)})
+	}
+	return text, err
+}
+
+func (c *encryption) unchosen(entry ocispec.Descriptor, why string) {
+	c.o.Notify(Notice{Kind: NoticeReadable, Desc: entry, Text: fmt.Sprintf("manifest %s%s stays as it is: %s", entry.Digest, forPlatform(entry.Platform), why)})
+}
+
+func (c *encryption) tolerates(missing *MissingError, entry ocispec.Descriptor) bool {
+	return c.o.KeepMissing && missing.Desc.Digest == entry.Digest
+}
+
+// layer encrypts one layer, or adds the recipients to it.
+func (c *encryption) layer(ctx context.Context, l Layer) (sealing, error) {
+	if layer.IsEncrypted(l.Desc.MediaType) {
+		return c.extend(ctx, l.Desc)
+	}
+	for name := range l.Desc.Annotations {
+		if layer.IsAnnotation(name) {
+			return sealing{}, fmt.Errorf("%w: it has the annotation %s of an encrypted layer, and the media type %q", ErrManifest, name, l.Desc.MediaType)
+		}
+	}
+	if l.Desc.MediaType == "" {
+		return sealing{}, fmt.Errorf("%w: it has no media type", ErrManifest)
+	}
+	s, ok := c.sealed[l.Desc.Digest]
+	if !ok {
+		var err error
+		if s, err = c.seal(ctx, l); err != nil {
+			return sealing{}, err
+		}
+		c.sealed[l.Desc.Digest] = s
+	}
+	s.after.desc.MediaType = layer.EncryptedMediaType(l.Desc.MediaType)
+	s.before.desc.MediaType = layer.OCIMediaType(l.Desc.MediaType)
+	return s, nil
+}
+
+// seal streams one plain layer through the cipher into the store.
+func (c *encryption) seal(ctx context.Context, l Layer) (sealing, error) {
+	r, err := openBlob(ctx, c.store, l.Desc, l.Platform)
+	if err != nil {
+		return sealing{}, err
+	}
+	defer r.Close()
+	plain := capture(r, l.Desc, l.Desc.Data != nil)
+	sealer, err := layer.NewSealer(plain, l.Desc.Digest, l.Desc.Size)
+	if err != nil {
+		return sealing{}, err
+	}
+	put, err := c.store.Put(ctx, ocispec.Descriptor{MediaType: layer.EncryptedMediaType(l.Desc.MediaType)}, sealer)
+	if err != nil {
+		return sealing{}, err
+	}
+	sealed, err := sealer.Sealed()
+	if err != nil {
+		return sealing{}, err
+	}
+	if put.Digest != sealed.Digest || put.Size != sealed.Size {
+		return sealing{}, fmt.Errorf("%w: the store has %s (%d bytes), not %s (%d bytes)", ErrMismatch, put.Digest, put.Size, sealed.Digest, sealed.Size)
+	}
+	annotations, err := c.wrap(ctx, sealed.Secret, nil, nil)
+	if err != nil {
+		return sealing{}, err
+	}
+	if annotations[layer.PublicAnnotation], err = layer.MarshalPublic(sealed.Public); err != nil {
+		return sealing{}, err
+	}
+	return sealing{
+		after:  change{desc: put, annotations: annotations},
+		before: change{desc: ocispec.Descriptor{Digest: l.Desc.Digest, Size: l.Desc.Size}, data: plain.bytes()},
+	}, nil
+}
+
+// extend adds those recipients to an encrypted layer that cannot open it yet. A
+// result without annotations means that all of them can.
+func (c *encryption) extend(ctx context.Context, desc ocispec.Descriptor) (sealing, error) {
+	// Damaged packets of others are neither opened nor lost.
+	packets, _ := layer.Packets(desc.Annotations)
+	var owners int
+	for _, r := range c.o.Recipients {
+		if owns(r, packets) {
+			owners++
+		}
+	}
+	if owners == len(c.o.Recipients) {
+		return sealing{}, nil
+	}
+	secret, err := keys.Open(ctx, c.o.Identities, desc.Annotations)
+	if err != nil {
+		return sealing{}, fmt.Errorf("it is encrypted already, and adding a recipient needs a key that opens it: %w", err)
+	}
+	annotations, err := c.wrap(ctx, secret, packets, desc.Annotations)
+	return sealing{after: change{desc: desc, annotations: annotations}}, err
+}
+
+// wrap returns the key annotations of a layer, with a packet added for every
+// recipient that owns none of packets.
+func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []layer.Packet, before map[string]string) (map[string]string, error) {
+	text, err := layer.MarshalSecret(secret)
+	if err != nil {
+		return nil, err
+	}
+	annotations := make(map[string]string)
+	for _, r := range c.o.Recipients {
+		if owns(r, packets) {
+			continue
+		}
+		p, err := r.Wrap(ctx, text)
+		if err != nil {
+			return nil, fmt.Errorf("wrap its key: %w", err)
+		}
+		if p.Scheme == "" || len(p.Data) == 0 {
+			return nil, errors.New("wrap its key: a recipient made no packet")
+		}
+		packets = append(packets, p)
+		name := layer.KeysAnnotationPrefix + p.Scheme
+		value, ok := annotations[name]
+		if !ok {
+			value = before[name]
+		}
+		annotations[name] = layer.AddPacket(value, p)
+	}
+	return annotations, nil
+}
+
+func owns(r keys.Recipient, packets []layer.Packet) bool {
+	owner, ok := r.(keys.Owner)
+	if !ok {
+		return false
+	}
+	for _, p := range packets {
+		if owner.Owns(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// captured reads a blob, and keeps it where it is small and wanted.
+type captured struct {
+	io.Reader
+	buf *bytes.Buffer
+}
+
+// capture returns a reader of r that keeps what it reads if wanted. Only what can
+// have been in a descriptor's data is kept.
+func capture(r io.Reader, desc ocispec.Descriptor, wanted bool) captured {
+	if !wanted || desc.Size > MaxManifestSize {
+		return captured{Reader: r}
+	}
+	buf := new(bytes.Buffer)
+	return captured{Reader: io.TeeReader(io.LimitReader(r, MaxManifestSize+1), buf), buf: buf}
+}
+
+// bytes returns what was kept, or nil.
+func (c captured) bytes() []byte {
+	if c.buf == nil {
+		return nil
+	}
+	return append([]byte{}, c.buf.Bytes()...)
 }

@@ -78,8 +78,6 @@ const (
 	// NoticeInexact: decrypting cannot, or could not, give back the original
 	// bytes and digest of this manifest.
 	NoticeInexact NoticeKind = "inexact"
-	// NoticeUnknownKey: this layer is encrypted for none of the known schemes.
-	NoticeUnknownKey NoticeKind = "unknown-key"
 )
 
 // Notice is something that is no failure, but that the user has to know.

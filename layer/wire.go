@@ -93,6 +93,9 @@ func AddPacket(before string, p Packet) string {
 	return before + "," + text
 }
 
+// IsAnnotation says whether an annotation of that name belongs to the encryption.
+func IsAnnotation(name string) bool { return strings.HasPrefix(name, AnnotationPrefix) }
+
 // Secret is what every packet of a layer wraps: all that is needed to decrypt it.
 type Secret struct {
 	// Key is the AES-256 key, and the key of the HMAC.

@@ -142,6 +142,9 @@ func (v *Value) Len() int {
 // Element returns the value of the item at index i.
 func (v *Value) Element(i int) *Value { return v.items[i].Value }
 
+// Name returns the name of the member at index i.
+func (v *Value) Name(i int) string { return v.items[i].Name() }
+
 // Get returns the value of the member called name as encoding/json finds it for a
 // struct: letter case is ignored, and of several the last one counts. nil: there
 // is none.
