@@ -33,6 +33,7 @@ type entry struct {
 func (b builder) image() (ocispec.Descriptor, error) {
 	if !b.Index {
 		e, err := b.manifest(b.Platforms[0], b.Salt, nil)
+		e.Platform = nil
 		return e.Descriptor, err
 	}
 	var entries []entry

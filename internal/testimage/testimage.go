@@ -1,7 +1,8 @@
 // Package testimage builds small container images as OCI layouts, without network and the same bytes every time.
 //
 // A Spec says what is special about an image; its zero value is the plainest OCI image there is. Write puts it into
-// a layout, which skopeo reads as oci:DIR:NAME, and Archive makes of a layout the tar that `ctr images import` reads:
+// a layout, which skopeo reads as oci:DIR:NAME (Docker's manifests only from a registry), and Archive makes of a
+// layout the tar that `ctr images import` reads:
 //
 //	desc, err := testimage.Spec{Index: true, Platforms: []string{"linux/amd64", "linux/arm64"}}.Write(dir, "example.test/app:v1")
 //

@@ -74,7 +74,7 @@ type Node struct {
 	cfg         Config
 	dir         string
 	snapshotter string
-	containerd  *daemon // nil while stopped
+	containerd  *testenv.Daemon // nil while stopped
 }
 
 // Start runs a node until the end of the test, which it skips where the machine cannot run one. When the
@@ -141,11 +141,11 @@ func (c Config) withDefaults() Config {
 }
 
 // Kill ends containerd as a crash would: by SIGKILL, its shims and containers live on.
-func (n *Node) Kill() error { return n.containerd.kill() }
+func (n *Node) Kill() error { return n.containerd.Kill() }
 
 // Restart starts containerd again, with the same data: after Kill, or else after having it end orderly.
 func (n *Node) Restart(ctx context.Context) error {
-	if err := n.containerd.terminate(); err != nil {
+	if err := n.containerd.Terminate(); err != nil {
 		return err
 	}
 	return n.startContainerd(ctx)
@@ -157,7 +157,7 @@ func (n *Node) Stop() error {
 	if n.dir == "" {
 		return nil
 	}
-	errs := []error{n.containerd.terminate(), n.killShims(), unmountBelow(n.dir), n.removeCgroups()}
+	errs := []error{n.containerd.Terminate(), n.killShims(), unmountBelow(n.dir), n.removeCgroups()}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (n *Node) Namespace() string { return filepath.Base(n.dir) }
 func (n *Node) Snapshotter() string { return n.snapshotter }
 
 // Pid returns the process id of containerd, 0 while it is not running.
-func (n *Node) Pid() int { return n.containerd.pid() }
+func (n *Node) Pid() int { return n.containerd.Pid() }
 
 // Log returns what containerd, and the decoders that it started, have logged so far.
 func (n *Node) Log() string {

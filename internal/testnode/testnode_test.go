@@ -10,6 +10,7 @@ import (
 	"imgcrypt/internal/testenv"
 	"imgcrypt/internal/testimage"
 	"imgcrypt/internal/testnode"
+	"imgcrypt/internal/testregistry"
 )
 
 func TestMain(m *testing.M) { testnode.Main(m) }
@@ -185,5 +186,48 @@ func TestIsolated(t *testing.T) {
 	}
 	if !strings.Contains(string(out), " /run/containerd ") {
 		t.Errorf("/run/containerd is the machine's:\n%s", out)
+	}
+}
+
+// Both ways to pull, and the push, work with a registry on 127.0.0.1 without any configuration for it.
+func TestPullPush(t *testing.T) {
+	t.Parallel()
+	testenv.Need(t, testenv.Busybox)
+	registry := testregistry.Start(t)
+	spec, err := testimage.Runnable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Platforms = []string{"linux/amd64", "linux/arm64"}
+	dir := t.TempDir()
+	if _, err := spec.Write(dir, "v1"); err != nil {
+		t.Fatal(err)
+	}
+	ref := registry.Push(t, dir, "hello:v1")
+	cases := []struct {
+		name    string
+		version testnode.Version
+		pull    []string
+		push    []string
+	}{
+		{"transfer service", testnode.V2, []string{"images", "pull"}, []string{"images", "push"}},
+		{"local", testnode.V2, []string{"images", "pull", "--local"}, []string{"images", "push", "--local"}},
+		{"1.6", testnode.V16, []string{"images", "pull"}, []string{"images", "push"}},
+	}
+	for _, c := range cases {
+		for _, snapshotter := range []string{"overlayfs", "native"} {
+			t.Run(c.name+" "+snapshotter, func(t *testing.T) {
+				t.Parallel()
+				n := testnode.Start(t, testnode.Config{Version: c.version, Snapshotter: snapshotter})
+				n.Ctr(append(c.pull, "--snapshotter", snapshotter, ref)...).OK(t)
+				if out := n.Ctr("run", "--rm", "--snapshotter", snapshotter, ref, "c").OK(t).Stdout; out != "Hello World!\n" {
+					t.Errorf("output %q", out)
+				}
+				tag := registry.Ref("hello:" + n.Namespace())
+				n.Ctr("images", "tag", ref, tag).OK(t)
+				n.Ctr(append(c.push, "--platform", testimage.HostPlatform(), tag)...).OK(t)
+				n.Clean(t)
+			})
+		}
 	}
 }
