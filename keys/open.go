@@ -121,7 +121,7 @@ func (e *NoKeyError) reasons() []string {
 			continue
 		}
 		text := a.Err.Error()
-		if len(e.Attempts) > 1 && !strings.HasPrefix(text, a.Name+":") {
+		if len(e.Attempts) > 1 && !strings.HasPrefix(text, a.Name) {
 			text = a.Name + ": " + text
 		}
 		add(text)

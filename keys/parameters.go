@@ -152,7 +152,7 @@ func (u *unusable) Unwrap(context.Context, []layer.Packet) ([]byte, error) { ret
 // unsupported is a key of a scheme that is not here.
 type unsupported struct{ scheme string }
 
-func (u unsupported) Name() string { return u.scheme + " key" }
+func (u unsupported) Name() string { return u.scheme }
 
 func (u unsupported) Unwrap(_ context.Context, packets []layer.Packet) ([]byte, error) {
 	for _, p := range packets {

@@ -114,7 +114,10 @@ func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 
 // password returns what s stands for, never nil without an error.
 func (p *Parser) password(s string) ([]byte, error) {
-	form, rest, _ := strings.Cut(s, "=")
+	form, rest, ok := strings.Cut(s, "=")
+	if !ok {
+		return []byte(s), nil
+	}
 	switch form {
 	case "pass":
 		return []byte(rest), nil

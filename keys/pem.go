@@ -28,6 +28,7 @@ type PublicKey struct {
 // different keys is refused, as encrypting for one of them would leave out the others.
 // Errors wrap [ErrNotKey].
 func ParsePublicKey(data []byte) (PublicKey, error) {
+	data = bytes.TrimPrefix(data, byteOrderMark())
 	if isJSON(data) {
 		return parseJWKPublic(data)
 	}
@@ -104,6 +105,7 @@ func ParsePrivateKey(data, password []byte) (crypto.PrivateKey, error) {
 // [ErrPassword] if the password is missing or wrong, else [ErrNotKey], and never
 // contain any part of data or password.
 func ParsePrivateKeys(data, password []byte) ([]crypto.PrivateKey, error) {
+	data = bytes.TrimPrefix(data, byteOrderMark())
 	if isJSON(data) {
 		key, err := parseJWKPrivate(data)
 		if err != nil {
@@ -188,6 +190,7 @@ func parsePlain(form form, der []byte) (crypto.PrivateKey, error) {
 			return nil, errOversized()
 		}
 		key, err = x509.ParsePKCS8PrivateKey(der)
+		der = info.Key
 	case formPKCS1:
 		if oversized(der) {
 			return nil, errOversized()
@@ -199,8 +202,47 @@ func parsePlain(form form, der []byte) (crypto.PrivateKey, error) {
 	if err != nil || key == nil {
 		return nil, notKey("a private key that is damaged or of a kind that is not supported")
 	}
+	if ec, ok := key.(*ecdsa.PrivateKey); ok && !consistent(ec, der) {
+		return nil, notKey("a damaged private key: its public and private halves do not belong together")
+	}
 	return key, nil
 }
+
+// consistent compares key with the public half that its SEC1 form may carry, which
+// crypto/x509 passes over. Without this a damaged key would pass for another one.
+func consistent(key *ecdsa.PrivateKey, sec1 []byte) bool {
+	var parts []asn1.RawValue
+	if _, err := asn1.Unmarshal(sec1, &parts); err != nil || len(parts) < 2 {
+		return false
+	}
+	var public asn1.BitString
+	for _, part := range parts[2:] {
+		switch {
+		case part.Class != asn1.ClassContextSpecific || part.Tag > 1:
+			return false
+		case part.Tag == 1:
+			if _, err := asn1.Unmarshal(part.Bytes, &public); err != nil {
+				return false
+			}
+		}
+	}
+	got := public.Bytes
+	if len(got) == 0 {
+		return true
+	}
+	want, err := key.PublicKey.Bytes()
+	if err != nil {
+		return false
+	}
+	if len(got) < len(want) {
+		// Compressed: a byte for the sign of y, then x.
+		return len(got) == 1+len(want)/2 && bytes.Equal(got[1:], want[1:len(got)])
+	}
+	return bytes.Equal(got, want)
+}
+
+// byteOrderMark begins text files that Windows tools wrote.
+func byteOrderMark() []byte { return []byte("\xef\xbb\xbf") }
 
 // oversized looks at the lengths of the numbers in a PKCS#1 private key, before
 // anything calculates with them.
