@@ -1,0 +1,396 @@
+package encryption_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/iotest"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"imgcrypt"
+	"imgcrypt/images/encryption"
+	"imgcrypt/internal/testimage"
+)
+
+func descOf(data []byte) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: "text/plain", Digest: digest.FromBytes(data), Size: int64(len(data))}
+}
+
+// sizes are around those of the pieces in which blobs are read and written.
+var sizes = []int{0, 1, 1<<20 - 1, 1 << 20, 1<<20 + 1, 3<<20 + 17}
+
+func TestPutAndOpen(t *testing.T) {
+	t.Parallel()
+	for _, size := range sizes {
+		for _, known := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d bytes, digest known %v", size, known), func(t *testing.T) {
+				t.Parallel()
+				cs, _ := newContent(t)
+				s := encryption.NewStore(cs)
+				data := bytes.Repeat([]byte("0123456"), size/7+1)[:size]
+				want := ocispec.Descriptor{MediaType: "text/plain"}
+				if known {
+					want = descOf(data)
+				}
+				// The second time it is there already.
+				for range 2 {
+					got, err := s.Put(t.Context(), want, iotest.HalfReader(bytes.NewReader(data)))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if diff := cmp.Diff(descOf(data), got); diff != "" {
+						t.Error(diff)
+					}
+					checkNoIngests(t, cs)
+				}
+				r, err := s.Open(t.Context(), descOf(data))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := iotest.TestReader(r, data); err != nil {
+					t.Error(err)
+				}
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func TestOpenMissing(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	_, err := encryption.NewStore(cs).Open(t.Context(), descOf([]byte("missing")))
+	if !errors.Is(err, imgcrypt.ErrNotFound) || !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A blob file that lost its end is not a shorter blob.
+func TestOpenCutShort(t *testing.T) {
+	t.Parallel()
+	cs, dir := newContent(t)
+	data := bytes.Repeat([]byte("x"), 3<<20)
+	desc := must(testimage.PutBlob(dir, "text/plain", data))
+	r, err := encryption.NewStore(cs).Open(t.Context(), desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := os.Truncate(filepath.Join(dir, "blobs", "sha256", desc.Digest.Encoded()), 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPutMismatch(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("x"), 1<<20+5)
+	good := descOf(data)
+	short, long, other := good, good, good
+	short.Size--
+	long.Size++
+	other.Digest = digest.FromString("other")
+	for name, want := range map[string]ocispec.Descriptor{"too long": short, "too short": long, "other digest": other} {
+		for _, present := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, present %v", name, present), func(t *testing.T) {
+				t.Parallel()
+				cs, dir := newContent(t)
+				if present {
+					must(testimage.PutBlob(dir, "text/plain", data))
+					if want.Digest == other.Digest {
+						must(testimage.PutBlob(dir, "text/plain", []byte("other")))
+					}
+				}
+				before := blobs(t, cs)
+				_, err := encryption.NewStore(cs).Put(t.Context(), want, bytes.NewReader(data))
+				if !errors.Is(err, imgcrypt.ErrMismatch) {
+					t.Errorf("got %v", err)
+				}
+				checkNoIngests(t, cs)
+				if diff := cmp.Diff(before, blobs(t, cs)); diff != "" {
+					t.Error(diff)
+				}
+			})
+		}
+	}
+}
+
+func TestPutMalformedDigest(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	for _, dgst := range []digest.Digest{"sha256:00", "sha256", "md5:d41d8cd98f00b204e9800998ecf8427e", "../../etc/passwd"} {
+		_, err := encryption.NewStore(cs).Put(t.Context(), ocispec.Descriptor{Digest: dgst}, strings.NewReader(""))
+		if err == nil {
+			t.Errorf("%q was accepted", dgst)
+		}
+	}
+}
+
+// A blob exists only if its reader said io.EOF; every other end leaves nothing behind.
+func TestPutReaderFails(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for _, cause := range []error{broken, io.ErrUnexpectedEOF, io.ErrClosedPipe} {
+		for _, size := range sizes {
+			for _, known := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v after %d bytes, digest known %v", cause, size, known), func(t *testing.T) {
+					t.Parallel()
+					cs, _ := newContent(t)
+					data := bytes.Repeat([]byte("x"), size)
+					want := ocispec.Descriptor{}
+					if known {
+						want = descOf(data)
+					}
+					_, err := encryption.NewStore(cs).Put(t.Context(), want, io.MultiReader(bytes.NewReader(data), iotest.ErrReader(cause)))
+					if !errors.Is(err, cause) {
+						t.Errorf("got %v", err)
+					}
+					checkNoIngests(t, cs)
+					if got := blobs(t, cs); len(got) > 0 {
+						t.Errorf("left behind: %v", got)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What the reader has to say counts also if the blob is there: it may be that its
+// source was forged.
+func TestPutReaderFailsAlthoughPresent(t *testing.T) {
+	t.Parallel()
+	cs, dir := newContent(t)
+	data := []byte("data")
+	desc := must(testimage.PutBlob(dir, "text/plain", data))
+	broken := errors.New("broken")
+	_, err := encryption.NewStore(cs).Put(t.Context(), desc, io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken)))
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// faulty is a content store that fails where it is told to.
+type faulty struct {
+	content.Store
+	// write is asked before each write, commit before each commit.
+	write, commit func() error
+}
+
+func (f *faulty) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := f.Store.Writer(ctx, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &faultyWriter{Writer: w, store: f}, nil
+}
+
+type faultyWriter struct {
+	content.Writer
+	store *faulty
+}
+
+func (w *faultyWriter) Write(p []byte) (int, error) {
+	if w.store.write != nil {
+		if err := w.store.write(); err != nil {
+			n, _ := w.Writer.Write(p[:len(p)/2])
+			return n, err
+		}
+	}
+	return w.Writer.Write(p)
+}
+
+func (w *faultyWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	if w.store.commit != nil {
+		if err := w.store.commit(); err != nil {
+			w.Writer.Close()
+			return err
+		}
+	}
+	return w.Writer.Commit(ctx, size, expected, opts...)
+}
+
+// after returns a function that fails from its nth call on.
+func after(n int, err error) func() error {
+	return func() error {
+		if n--; n < 0 {
+			return err
+		}
+		return nil
+	}
+}
+
+func TestPutStoreFails(t *testing.T) {
+	t.Parallel()
+	full := &os.PathError{Op: "write", Path: "data", Err: syscall.ENOSPC}
+	for name, failing := range map[string]func(content.Store) content.Store{
+		"first write":  func(cs content.Store) content.Store { return &faulty{Store: cs, write: after(0, full)} },
+		"second write": func(cs content.Store) content.Store { return &faulty{Store: cs, write: after(1, full)} },
+		"commit":       func(cs content.Store) content.Store { return &faulty{Store: cs, commit: after(0, full)} },
+	} {
+		for _, known := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, digest known %v", name, known), func(t *testing.T) {
+				t.Parallel()
+				cs, _ := newContent(t)
+				data := bytes.Repeat([]byte("x"), 2<<20)
+				want := ocispec.Descriptor{}
+				if known {
+					want = descOf(data)
+				}
+				_, err := encryption.NewStore(failing(cs)).Put(t.Context(), want, bytes.NewReader(data))
+				if !errors.Is(err, syscall.ENOSPC) {
+					t.Errorf("got %v", err)
+				}
+				checkNoIngests(t, cs)
+				if got := blobs(t, cs); len(got) > 0 {
+					t.Errorf("left behind: %v", got)
+				}
+			})
+		}
+	}
+}
+
+// What was written is removed although the context that wrote it has ended.
+func TestPutCancelled(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	store := &faulty{Store: cs, write: func() error { cancel(); return nil }}
+	_, err := encryption.NewStore(store).Put(ctx, ocispec.Descriptor{}, io.LimitReader(zeros{}, 100<<20))
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	checkNoIngests(t, cs)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// idle never ends and never yields anything.
+type idle struct{}
+
+func (idle) Read([]byte) (int, error) { return 0, nil }
+
+func TestPutIdleReader(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	if _, err := encryption.NewStore(cs).Put(t.Context(), ocispec.Descriptor{}, idle{}); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("got %v", err)
+	}
+	checkNoIngests(t, cs)
+}
+
+func TestPutInParallel(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	s := encryption.NewStore(cs)
+	data := bytes.Repeat([]byte("x"), 2<<20)
+	refs := []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("config")}}
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			want := ocispec.Descriptor{MediaType: "text/plain"}
+			if i%2 == 0 {
+				want = descOf(data)
+			}
+			got, err := s.Put(t.Context(), want, bytes.NewReader(data), refs...)
+			if err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(descOf(data), got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	wg.Wait()
+	checkNoIngests(t, cs)
+	info := must(cs.Info(t.Context(), digest.FromBytes(data)))
+	if got := info.Labels["containerd.io/gc.ref.content.config"]; got != refs[0].Digest.String() {
+		t.Errorf("label %q", got)
+	}
+}
+
+// containerd labels what it pulls by the function that is asked here.
+func TestLabelsAreContainerds(t *testing.T) {
+	t.Parallel()
+	specs := map[string]testimage.Spec{
+		"OCI":         {Layers: testimage.Layers(12, testimage.Zstd), ArtifactType: "application/x"},
+		"Docker":      {Docker: true, Layers: testimage.Layers(3, testimage.Gzip)},
+		"index":       {Platforms: []string{"linux/amd64", "linux/arm64"}, Attestations: true},
+		"Docker list": {Docker: true, Platforms: []string{"linux/amd64", "linux/arm64"}},
+	}
+	for name, spec := range specs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			theirs, dir := newContent(t)
+			desc := writeImage(t, dir, spec)
+			var refs []ocispec.Descriptor
+			collect := func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+				var err error
+				refs, err = images.Children(ctx, theirs, desc)
+				return refs, err
+			}
+			if _, err := images.SetChildrenLabels(theirs, collect).Handle(t.Context(), desc); err != nil {
+				t.Fatal(err)
+			}
+			want := must(theirs.Info(t.Context(), desc.Digest)).Labels
+
+			data := readBlob(t, theirs, desc)
+			for _, present := range []bool{false, true} {
+				ours, oursDir := newContent(t)
+				const other = "containerd.io/gc.ref.snapshot.overlayfs"
+				expected := want
+				if present {
+					must(testimage.PutBlob(oursDir, "text/plain", data))
+					must(ours.Update(t.Context(), content.Info{Digest: desc.Digest, Labels: map[string]string{other: "chain"}}))
+					expected = map[string]string{other: "chain"}
+					for key, value := range want {
+						expected[key] = value
+					}
+				}
+				if _, err := encryption.NewStore(ours).Put(t.Context(), desc, bytes.NewReader(data), refs...); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(expected, must(ours.Info(t.Context(), desc.Digest)).Labels); diff != "" {
+					t.Errorf("present %v: %s", present, diff)
+				}
+			}
+		})
+	}
+}
+
+// An annotation in a manifest must not make containerd's function take one of its
+// layers for a referrer.
+func TestLabelsIgnoreAnnotations(t *testing.T) {
+	t.Parallel()
+	cs, _ := newContent(t)
+	ref := descOf([]byte("layer"))
+	ref.MediaType = ocispec.MediaTypeImageLayerGzip + "+encrypted"
+	ref.Annotations = map[string]string{images.AnnotationManifestSubject: "x"}
+	got, err := encryption.NewStore(cs).Put(t.Context(), ocispec.Descriptor{}, strings.NewReader("manifest"), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"containerd.io/gc.ref.content.l.0": ref.Digest.String()}
+	if diff := cmp.Diff(want, must(cs.Info(t.Context(), got.Digest)).Labels); diff != "" {
+		t.Error(diff)
+	}
+}
