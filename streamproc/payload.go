@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -139,10 +140,13 @@ func splitAny(data []byte) (typeURL string, value []byte, err error) {
 			if n < 0 {
 				return "", nil, malformedAny(n)
 			}
-			if number == anyTypeURL {
-				typeURL = string(field)
-			} else {
+			switch {
+			case number == anyValue:
 				value = field
+			case !utf8.Valid(field):
+				return "", nil, fmt.Errorf("%w: not a protobuf Any: its type is not UTF-8", ErrMalformed)
+			default:
+				typeURL = string(field)
 			}
 			data = data[n:]
 			continue
