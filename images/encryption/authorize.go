@@ -15,10 +15,6 @@ import (
 	"imgcrypt"
 )
 
-// maxManifest bounds, in bytes, the manifests, indexes and configs that are read to
-// find out what will run. It is far above what registries accept.
-const maxManifest = 16 << 20
-
 // CheckAuthorization is [CheckAuthorizationFor] for the platform of this process.
 func CheckAuthorization(ctx context.Context, cs content.Store, desc ocispec.Descriptor, dc *encconfig.DecryptConfig) error {
 	return CheckAuthorizationFor(ctx, cs, desc, dc, platforms.Default())
@@ -66,9 +62,9 @@ func (m manifests) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (conte
 	if err != nil {
 		return nil, err
 	}
-	if size := ra.Size(); size > maxManifest {
+	if size := ra.Size(); size > imgcrypt.MaxManifestSize {
 		ra.Close()
-		return nil, fmt.Errorf("%s: %w: %d bytes, at most %d are read", desc.Digest, imgcrypt.ErrManifest, size, maxManifest)
+		return nil, fmt.Errorf("%s: %w: %d bytes, at most %d are read", desc.Digest, imgcrypt.ErrManifest, size, imgcrypt.MaxManifestSize)
 	}
 	return ra, nil
 }
