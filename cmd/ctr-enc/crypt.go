@@ -8,9 +8,6 @@ import (
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 
@@ -20,162 +17,82 @@ import (
 	"imgcrypt/keys/schemes"
 )
 
-// selectFlags are the flags that choose layers.
-func selectFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.IntSliceFlag{
-			Name:  "layer",
-			Usage: "Number `N` of a layer, from 0 or, negative, from the top; may be given several times (default: all layers)",
-		},
-		&cli.StringSliceFlag{
-			Name:  "platform",
-			Usage: "Platform of the layers; may be given several times (default: all platforms)",
-		},
-	}
-}
-
 func encryptCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "encrypt",
-		Usage:     "Encrypt an image for recipients",
-		ArgsUsage: "[flags] <local> [<new name>]",
-		Description: `Encrypt the layers of an image that is here, for the holders of the private keys
-that belong to the recipients. All layers for all platforms are encrypted
-unless --layer or --platform say otherwise.
-
-The result is named <new name>, or takes over the name of the image. Encrypting
-an encrypted image adds the recipients, which needs a --key that opens it.
-
-Recipients: jwe:FILE, a public key (RSA or EC; PEM, DER or JWK).
-`,
-		Flags: slices.Concat([]cli.Flag{
-			&cli.StringSliceFlag{
-				Name:  "recipient",
-				Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem; may be given several times",
-			},
-			&cli.BoolFlag{
-				Name:  "all-platforms",
-				Usage: "Encrypt for all platforms; this is the default",
-			},
-		}, selectFlags(), keyFlags()),
-		DisableSliceFlagSeparator: true,
-		Action: func(ctx context.Context, cmd *cli.Command) error {
-			return interruptible(ctx, func(ctx context.Context) error { return encrypt(ctx, cmd) })
+	flags := []cli.Flag{
+		&cli.StringSliceFlag{
+			Name:  "recipient",
+			Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem; may be given several times",
+		},
+		&cli.BoolFlag{
+			Name:  "all-platforms",
+			Usage: "Encrypt for all platforms; this is the default",
 		},
 	}
+	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, selectFlags(), keyFlags()), encrypt,
+		`Encrypt the layers of an image for the holders of the private keys that belong to
+the recipients: all of them, unless --layer or --platform select some. The
+result is named <new name>, or takes over the name of the image. Encrypting an
+encrypted image adds the recipients, which needs a --key that opens it.
+
+Recipients: jwe:FILE, a public key (RSA or EC; PEM, DER or JWK).`)
 }
 
 func decryptCommand() *cli.Command {
-	return &cli.Command{
-		Name:      "decrypt",
-		Usage:     "Decrypt an image",
-		ArgsUsage: "[flags] <local> [<new name>]",
-		Description: `Decrypt the layers of an image that is here. All layers that are encrypted, for
-all platforms that are here, are decrypted unless --layer or --platform say
-otherwise.
+	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(selectFlags(), keyFlags()), decrypt,
+		`Decrypt the encrypted layers of an image: all that are here, unless --layer or
+--platform select some. The result is named <new name>, or takes over the name
+of the image. It has the digest that the image had before it was encrypted, once
+all of it is decrypted.`)
+}
 
-The result is named <new name>, or takes over the name of the image. Once all of
-an image is decrypted, it has the digest that it had before it was encrypted.
-`,
-		Flags:                     slices.Concat(selectFlags(), keyFlags()),
+func newCommand(name, usage, args string, flags []cli.Flag, action cli.ActionFunc, description string) *cli.Command {
+	return &cli.Command{
+		Name:        name,
+		Usage:       usage,
+		ArgsUsage:   "[flags] " + args,
+		Description: description,
+		Flags:       flags,
+		// A password may contain commas.
 		DisableSliceFlagSeparator: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			return interruptible(ctx, func(ctx context.Context) error { return decrypt(ctx, cmd) })
+			return interruptible(ctx, func(ctx context.Context) error { return action(ctx, cmd) })
 		},
 	}
 }
 
-func encrypt(ctx context.Context, cmd *cli.Command) error {
-	job, err := newJob(cmd)
-	if err != nil {
-		return err
-	}
-	if cmd.Bool("all-platforms") && len(job.platforms) > 0 {
-		return errors.New("cannot specify both --platform and --all-platforms")
-	}
-	var recipients []keys.Recipient
-	for _, text := range cmd.StringSlice("recipient") {
-		r, err := job.parser.Recipient(text)
-		if err != nil {
-			return err
-		}
-		recipients = append(recipients, r)
-	}
-	if len(recipients) == 0 {
-		return errors.New("no recipient: give at least one --recipient, as in --recipient jwe:pub.pem")
-	}
-	return job.run(ctx, "encrypted", "all recipients can open it already",
-		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
-			return imgcrypt.Encrypt(ctx, s, root, imgcrypt.EncryptOptions{
-				Recipients: recipients,
-				Identities: job.identities,
-				Select:     job.selection(),
-				Notify:     job.notify,
-			})
-		})
-}
-
-func decrypt(ctx context.Context, cmd *cli.Command) error {
-	job, err := newJob(cmd)
-	if err != nil {
-		return err
-	}
-	return job.run(ctx, "decrypted", "nothing to decrypt",
-		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
-			return imgcrypt.Decrypt(ctx, s, root, imgcrypt.DecryptOptions{
-				Identities:  job.identities,
-				Select:      job.selection(),
-				KeepMissing: len(job.platforms) == 0,
-				Notify:      job.notify,
-			})
-		})
-}
-
-// job is one run of encrypt or decrypt.
+// job is one run of encrypt, decrypt or layerinfo.
 type job struct {
-	cmd        *cli.Command
-	local, new string
-	parser     keys.Parser
-	identities []keys.Identity
-	platforms  []platformFlag
-	layers     []layerFlag
-}
-
-// platformFlag and layerFlag are one --platform and one --layer, and whether anything fitted.
-type platformFlag struct {
-	text string
-	platforms.Matcher
-	used bool
-}
-
-type layerFlag struct {
-	number int
-	used   bool
+	cmd         *cli.Command
+	local, name string
+	parser      keys.Parser
+	identities  []keys.Identity
+	platforms   choices[*ocispec.Platform]
+	layers      choices[imgcrypt.Layer]
 }
 
 func newJob(cmd *cli.Command) (*job, error) {
-	j := &job{cmd: cmd, parser: keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)}}
-	j.local, j.new = cmd.Args().First(), cmd.Args().Get(1)
-	switch {
-	case j.local == "":
-		return nil, fmt.Errorf("please provide the name of an image to %s", cmd.Name)
-	case cmd.NArg() > 2:
-		return nil, fmt.Errorf("too many arguments: %s", strings.Join(cmd.Args().Slice()[2:], " "))
-	case j.new == "":
-		j.new = j.local
+	j := &job{
+		cmd:    cmd,
+		local:  cmd.Args().First(),
+		name:   cmd.Args().Get(1),
+		parser: keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)},
+		layers: layerChoices(cmd),
 	}
-	for _, text := range cmd.StringSlice("platform") {
-		p, err := platforms.Parse(text)
-		if err != nil {
-			return nil, err
-		}
-		j.platforms = append(j.platforms, platformFlag{text: text, Matcher: platforms.NewMatcher(p)})
+	if j.local == "" {
+		return nil, fmt.Errorf("please provide the name of an image: %s %s", cmd.FullName(), cmd.ArgsUsage)
 	}
-	for _, number := range cmd.IntSlice("layer") {
-		j.layers = append(j.layers, layerFlag{number: number})
+	if most := strings.Count(cmd.ArgsUsage, "<"); cmd.NArg() > most {
+		return nil, fmt.Errorf("too many arguments: %q", cmd.Args().Slice()[most:])
+	}
+	if j.name == "" {
+		j.name = j.local
 	}
 	if len(cmd.StringSlice("dec-recipient")) > 0 {
 		return nil, errors.New("--dec-recipient: pkcs7 is not built yet")
+	}
+	var err error
+	if j.platforms, err = platformChoices(cmd); err != nil {
+		return nil, err
 	}
 	for _, text := range cmd.StringSlice("key") {
 		id, err := j.parser.Identity(text)
@@ -187,114 +104,101 @@ func newJob(cmd *cli.Command) (*job, error) {
 	return j, nil
 }
 
-// selection is what the flags chose; it remembers what was used.
 func (j *job) selection() imgcrypt.Selection {
-	var s imgcrypt.Selection
-	if len(j.platforms) > 0 {
-		s.Platform = func(p *ocispec.Platform) bool {
-			return anyOf(j.platforms, func(f *platformFlag) bool {
-				f.used = f.used || p != nil && f.Match(*p)
-				return p != nil && f.Match(*p)
-			})
-		}
-	}
-	if len(j.layers) > 0 {
-		s.Layer = func(l imgcrypt.Layer) bool {
-			return anyOf(j.layers, func(f *layerFlag) bool {
-				fits := f.number == l.Index || f.number == l.Index-l.Count
-				f.used = f.used || fits
-				return fits
-			})
-		}
-	}
-	return s
+	return imgcrypt.Selection{Platform: j.platforms.pick(), Layer: j.layers.pick()}
 }
 
-// anyOf asks about every flag, as each has to remember that it was used.
-func anyOf[T any](flags []T, fits func(*T) bool) bool {
-	found := false
-	for i := range flags {
-		found = fits(&flags[i]) || found
-	}
-	return found
-}
-
-// unused fails if a flag chose nothing.
+// unused fails if a --platform or --layer chose nothing.
 func (j *job) unused() error {
-	for _, f := range j.platforms {
-		if !f.used {
-			return fmt.Errorf("--platform %s: %w", f.text, imgcrypt.ErrNothingSelected)
-		}
-	}
-	for _, f := range j.layers {
-		if !f.used {
-			return fmt.Errorf("--layer %d: %w", f.number, imgcrypt.ErrNothingSelected)
-		}
-	}
-	return nil
+	return errors.Join(j.platforms.check(), j.layers.check())
 }
 
 func (j *job) notify(n imgcrypt.Notice) {
 	fmt.Fprintf(j.cmd.Root().ErrWriter, "%s: note: %s\n", name, n.Text)
 }
 
-// run has work rewrite the image, names the result, and says what happened; nothing is what is said
-// where there was nothing to do.
-func (j *job) run(ctx context.Context, did, nothing string, work func(context.Context, imgcrypt.Store, ocispec.Descriptor) (imgcrypt.Result, error)) error {
+func encrypt(ctx context.Context, cmd *cli.Command) error {
+	j, err := newJob(cmd)
+	if err != nil {
+		return err
+	}
+	if cmd.Bool("all-platforms") && len(j.platforms) > 0 {
+		return errors.New("cannot specify both --platform and --all-platforms")
+	}
+	opts := imgcrypt.EncryptOptions{Identities: j.identities, Select: j.selection(), Notify: j.notify}
+	for _, text := range cmd.StringSlice("recipient") {
+		r, err := j.parser.Recipient(text)
+		if err != nil {
+			return err
+		}
+		opts.Recipients = append(opts.Recipients, r)
+	}
+	if len(opts.Recipients) == 0 {
+		return errors.New("no recipient: give at least one --recipient, as in --recipient jwe:pub.pem")
+	}
+	return j.run(ctx, "all recipients can open it already",
+		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
+			return imgcrypt.Encrypt(ctx, s, root, opts)
+		})
+}
+
+func decrypt(ctx context.Context, cmd *cli.Command) error {
+	j, err := newJob(cmd)
+	if err != nil {
+		return err
+	}
+	opts := imgcrypt.DecryptOptions{
+		Identities: j.identities,
+		Select:     j.selection(),
+		// What was pulled for one platform is decrypted for that one.
+		KeepMissing: len(j.platforms) == 0,
+		Notify:      j.notify,
+	}
+	return j.run(ctx, "nothing to decrypt",
+		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
+			return imgcrypt.Decrypt(ctx, s, root, opts)
+		})
+}
+
+// run has work rewrite the image, names the result and says what was done; nothing is what it says where
+// there was nothing to do.
+func (j *job) run(ctx context.Context, nothing string, work func(context.Context, imgcrypt.Store, ocispec.Descriptor) (imgcrypt.Result, error)) error {
 	ctx, client, done, err := connect(ctx, j.cmd)
 	if err != nil {
 		return err
 	}
 	defer done()
 	var res imgcrypt.Result
-	err = leased(ctx, client, func(ctx context.Context) error {
-		img, err := client.ImageService().Get(ctx, j.local)
-		if err != nil {
-			return err
-		}
-		res, err = work(ctx, encryption.NewStore(client.ContentStore()), img.Target)
-		if err != nil {
-			return hint(err)
-		}
-		if err := j.unused(); err != nil {
-			return err
-		}
-		img.Target = res.Desc
-		return j.tag(ctx, client, img)
+	err = leased(ctx, client, func(ctx context.Context) (err error) {
+		res, err = j.rewrite(ctx, client, work)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", j.local, err)
 	}
-	out := j.cmd.Root().Writer
-	if res.Layers == 0 {
-		fmt.Fprintf(out, "%s: %s\n", j.local, nothing)
-	} else {
-		fmt.Fprintf(out, "%s: %s %d layers of %s\n", j.new, did, res.Layers, j.local)
+	if res.Layers > 0 {
+		nothing = fmt.Sprintf("%sed %d layers: %s", j.cmd.Name, res.Layers, res.Desc.Digest)
 	}
+	fmt.Fprintf(j.cmd.Root().Writer, "%s: %s\n", j.name, nothing)
 	return nil
 }
 
-// tag names the result in one step. A new name gets the labels of the image, an existing one keeps its own.
-func (j *job) tag(ctx context.Context, client *containerd.Client, img images.Image) error {
-	img.Name = j.new
-	store := client.ImageService()
-	for {
-		_, err := store.Update(ctx, img, "target")
-		if !errdefs.IsNotFound(err) {
-			return err
-		}
-		_, err = store.Create(ctx, img)
-		if !errdefs.IsAlreadyExists(err) {
-			return err
-		}
+func (j *job) rewrite(ctx context.Context, client *containerd.Client, work func(context.Context, imgcrypt.Store, ocispec.Descriptor) (imgcrypt.Result, error)) (imgcrypt.Result, error) {
+	tags := encryption.NewTags(client.ImageService())
+	root, err := tags.Resolve(ctx, j.local)
+	if err != nil {
+		return imgcrypt.Result{}, err
 	}
-}
-
-// hint says what to do about a platform that is not here.
-func hint(err error) error {
+	res, err := work(ctx, encryption.NewStore(client.ContentStore()), root)
 	var missing *imgcrypt.MissingError
-	if errors.As(err, &missing) {
-		return fmt.Errorf("%w (select what is here with --platform)", err)
+	switch {
+	case errors.As(err, &missing):
+		return res, fmt.Errorf("%w (choose what is here with --platform)", err)
+	case err != nil:
+		return res, err
 	}
-	return err
+	if err := j.unused(); err != nil {
+		return res, err
+	}
+	return res, tags.Tag(ctx, j.name, res.Desc)
 }

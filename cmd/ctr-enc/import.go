@@ -1,26 +1,35 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 )
 
-// markLabel begins the label by which the images of an import are found.
-const markLabel = "imgcrypt.import/"
-
-// importWithKeys has ctr import without unpacking, and unpacks from here, since only a client can send keys
-// along. ctr does not say which names it has created or replaced, so it is made to label them; the label is
+// importer has ctr import without unpacking, and unpacks from here, since only a client can send keys
+// along. ctr does not tell which names it has created or replaced, so it is made to label them; the label is
 // removed again.
+type importer struct {
+	client *containerd.Client
+	cmd    *cli.Command
+	start  time.Time
+	mark   string
+	// labels are those that the existing images had before, where ctr keeps them.
+	labels map[string]map[string]string
+	// discard says that layers are not kept. ctr refuses that without unpacking.
+	discard bool
+}
+
 func importWithKeys(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, cmd *cli.Command) error {
 		if cmd.Bool("no-unpack") || cmd.NArg() == 0 {
@@ -30,65 +39,51 @@ func importWithKeys(action cli.ActionFunc) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
-		cctx, client, done, err := connect(ctx, cmd)
+		nctx, client, done, err := connect(ctx, cmd)
 		if err != nil {
 			return err
 		}
 		defer done()
-		i := importer{client: client, cmd: cmd, mark: markLabel + rand.Text(), start: time.Now()}
-		if err := i.prepare(cctx); err != nil {
+		i := importer{client: client, cmd: cmd, start: time.Now(), mark: "imgcrypt.import/" + rand.Text()}
+		if err := i.prepare(nctx); err != nil {
 			return err
 		}
-		err = action(ctx, cmd)
-		imported, ferr := i.finish(cctx)
-		if err == nil {
-			err = ferr
+		actionErr := action(ctx, cmd)
+		imported, err := i.finish(nctx)
+		if actionErr != nil || err != nil {
+			return cmp.Or(actionErr, err)
 		}
-		if err != nil {
-			return err
-		}
-		return interruptible(cctx, func(ctx context.Context) error { return i.unpack(ctx, keys, imported) })
+		return interruptible(nctx, func(ctx context.Context) error { return i.unpack(ctx, keys, imported) })
 	}
 }
 
-// importer is one import.
-type importer struct {
-	client *containerd.Client
-	cmd    *cli.Command
-	mark   string
-	start  time.Time
-	// labels are those that the existing images had before, where the import keeps them.
-	labels map[string]map[string]string
-	// discard says that the layers are not kept. ctr refuses it without unpacking.
-	discard bool
-}
-
-// prepare changes cmd's flags for ctr.
+// prepare sets ctr's flags.
 func (i *importer) prepare(ctx context.Context) error {
-	if i.cmd.Bool("local") && !i.cmd.IsSet("label") {
-		before, err := i.client.ImageService().List(ctx)
-		if err != nil {
-			return err
+	set := map[string]string{"label": i.mark + "=true", "no-unpack": "true"}
+	if i.cmd.Bool("local") {
+		if i.discard = i.cmd.Bool("discard-unpacked-layers"); i.discard {
+			set["discard-unpacked-layers"] = "false"
 		}
-		i.labels = make(map[string]map[string]string, len(before))
-		for _, img := range before {
-			i.labels[img.Name] = img.Labels
+		if !i.cmd.IsSet("label") {
+			before, err := i.client.ImageService().List(ctx)
+			if err != nil {
+				return err
+			}
+			i.labels = make(map[string]map[string]string)
+			for _, img := range before {
+				i.labels[img.Name] = img.Labels
+			}
 		}
 	}
-	flags := [][2]string{{"label", i.mark + "=true"}, {"no-unpack", "true"}}
-	if i.cmd.Bool("local") && i.cmd.Bool("discard-unpacked-layers") {
-		i.discard = true
-		flags = append(flags, [2]string{"discard-unpacked-layers", "false"})
-	}
-	for _, f := range flags {
-		if err := i.cmd.Set(f[0], f[1]); err != nil {
+	for flag, value := range set {
+		if err := i.cmd.Set(flag, value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// finish returns the imported images, their labels as they would be without the mark.
+// finish returns the imported images, without the mark.
 func (i *importer) finish(ctx context.Context) ([]images.Image, error) {
 	store := i.client.ImageService()
 	imported, err := store.List(ctx, fmt.Sprintf("labels.%q", i.mark))
@@ -108,78 +103,51 @@ func (i *importer) finish(ctx context.Context) ([]images.Image, error) {
 }
 
 func (i *importer) unpack(ctx context.Context, keys keyring, imported []images.Image) error {
-	platform, err := i.platform()
+	local, flag := i.cmd.Bool("local"), i.cmd.String("platform")
+	if !local && i.cmd.Bool("all-platforms") {
+		flag = ""
+	}
+	p, err := platformOf(flag)
 	if err != nil {
 		return err
 	}
+	platform, out := platforms.Only(p), i.cmd.Root().Writer
+	if local {
+		platform = platforms.OnlyStrict(p)
+	}
 	for _, img := range imported {
-		if !i.cmd.Bool("local") {
-			if err := keys.open(ctx, i.client, i.cmd, img, platform); err != nil {
-				return err
-			}
-			continue
+		if local {
+			fmt.Fprintf(out, "unpacking %s (%s)...", img.Name, img.Target.Digest)
 		}
-		out := i.cmd.Root().Writer
-		fmt.Fprintf(out, "unpacking %s (%s)...", img.Name, img.Target.Digest)
-		if err := keys.openStrictly(ctx, i.client, i.cmd, img, platform); err != nil {
-			fmt.Fprintln(out)
+		err := keys.open(ctx, i.client, i.cmd, img, platform)
+		if err == nil && i.discard {
+			err = i.releaseLayers(ctx, img)
+		}
+		if err != nil {
 			return err
 		}
-		fmt.Fprintln(out, "done")
-		if i.discard {
-			if err := i.releaseLayers(ctx, img); err != nil {
-				return err
-			}
+		if local {
+			fmt.Fprintln(out, "done")
 		}
 	}
 	return nil
 }
 
-// platform returns what an import unpacks. Locally, ctr is strict about variants.
-func (i *importer) platform() (platforms.MatchComparer, error) {
-	text := i.cmd.String("platform")
-	if !i.cmd.Bool("local") {
-		if i.cmd.Bool("all-platforms") {
-			return platforms.Default(), nil
-		}
-		return platformOf(i.cmd)
-	}
-	if text == "" {
-		return platforms.DefaultStrict(), nil
-	}
-	p, err := platforms.Parse(text)
-	if err != nil {
-		return nil, err
-	}
-	return platforms.OnlyStrict(p), nil
-}
-
-// releaseLayers has the garbage collector remove the layers of an image that was new to containerd.
+// releaseLayers makes the manifests of this import refer to their layers no more, for the garbage collector.
 func (i *importer) releaseLayers(ctx context.Context, img images.Image) error {
 	cs := i.client.ContentStore()
-	handler := func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	return images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if !images.IsManifestType(desc.MediaType) {
+			return images.Children(ctx, cs, desc)
+		}
 		info, err := cs.Info(ctx, desc.Digest)
-		if err != nil || !images.IsManifestType(desc.MediaType) || info.CreatedAt.Before(i.start) {
+		if err != nil || info.CreatedAt.Before(i.start) {
 			return nil, err
 		}
-		var paths []string
-		update := content.Info{Digest: desc.Digest, Labels: map[string]string{}}
-		for label := range info.Labels {
-			if strings.HasPrefix(label, "containerd.io/gc.ref.content.l.") {
-				update.Labels[label] = ""
-				paths = append(paths, "labels."+label)
-			}
-		}
-		if len(paths) > 0 {
-			_, err = cs.Update(ctx, update, paths...)
-		}
+		maps.DeleteFunc(info.Labels, func(label, _ string) bool {
+			return strings.HasPrefix(label, "containerd.io/gc.ref.content.l.")
+		})
+		_, err = cs.Update(ctx, info, "labels")
 		return nil, err
-	}
-	children := images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		if !images.IsIndexType(desc.MediaType) {
-			return nil, nil
-		}
-		return images.Children(ctx, cs, desc)
-	})
-	return images.Walk(ctx, images.Handlers(images.HandlerFunc(handler), images.FilterPlatforms(children, platforms.All)), img.Target)
+	}), img.Target)
 }

@@ -16,7 +16,9 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/dialer"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 
 	"imgcrypt"
@@ -98,6 +100,14 @@ func (k keyring) authorize(ctx context.Context, client *containerd.Client, img i
 // still sends a payload, which tells the decoder about the layer, for the node's own keys to open it.
 func (k keyring) unpack(ctx context.Context, client *containerd.Client, cmd *cli.Command, img images.Image, platform platforms.MatchComparer) error {
 	payload := encryption.WithDecryptedUnpack(&imgcrypt.Payload{DecryptConfig: k.config})
+	if !cmd.Bool("debug") {
+		// containerd's client logs what it then returns.
+		before := log.GetLevel()
+		if err := log.SetLevel("warn"); err != nil {
+			return err
+		}
+		defer func() { _ = log.SetLevel(before.String()) }()
+	}
 	return leased(ctx, client, func(ctx context.Context) error {
 		return containerd.NewImageWithPlatform(client, img, platform).Unpack(ctx, cmd.String("snapshotter"),
 			containerd.WithUnpackApplyOpts(diff.WithSyncFs(cmd.Bool("sync-fs"))),
@@ -105,15 +115,28 @@ func (k keyring) unpack(ctx context.Context, client *containerd.Client, cmd *cli
 	})
 }
 
-// platformOf returns the matcher for cmd's --platform, that of the host without one.
-func platformOf(cmd *cli.Command) (platforms.MatchComparer, error) {
-	text := cmd.String("platform")
-	if text == "" {
-		return platforms.Default(), nil
+// open checks and unpacks an image that was pulled or imported. Without keys there is no check, for the node
+// may have its own. What the transfer service brought is left alone, as it would do, if it has no root
+// file system or, without keys, is not here for the platform.
+func (k keyring) open(ctx context.Context, client *containerd.Client, cmd *cli.Command, img images.Image, platform platforms.MatchComparer) error {
+	if !cmd.Bool("local") {
+		config, err := img.Config(ctx, client.ContentStore(), platform)
+		if errdefs.IsNotFound(err) && !k.given || err == nil && !images.IsConfigType(config.MediaType) {
+			return nil
+		}
 	}
-	p, err := platforms.Parse(text)
-	if err != nil {
-		return nil, err
+	if k.given {
+		if err := k.authorize(ctx, client, img, platform); err != nil {
+			return err
+		}
 	}
-	return platforms.Only(p), nil
+	return k.unpack(ctx, client, cmd, img, platform)
+}
+
+// platformOf returns the platform that a flag names, by default that of the host.
+func platformOf(flag string) (ocispec.Platform, error) {
+	if flag == "" {
+		return platforms.DefaultSpec(), nil
+	}
+	return platforms.Parse(flag)
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/image-spec/identity"
@@ -34,6 +33,10 @@ func pull(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	wanted, err := platforms.ParseAll(cmd.StringSlice("platform"))
+	if err != nil {
+		return err
+	}
 	client, ctx, cancel, err := commands.NewClient(ctx, cmd)
 	if err != nil {
 		return err
@@ -41,28 +44,24 @@ func pull(ctx context.Context, cmd *cli.Command) error {
 	defer cancel()
 	return interruptible(ctx, func(ctx context.Context) error {
 		if cmd.Bool("local") {
-			return pullLocally(ctx, client, cmd, keys, ref)
+			return pullLocally(ctx, client, cmd, keys, ref, wanted)
 		}
-		return pullByTransfer(ctx, client, cmd, keys, ref)
+		return pullByTransfer(ctx, client, cmd, keys, ref, wanted)
 	})
 }
 
 // pullByTransfer has containerd fetch the image.
-func pullByTransfer(ctx context.Context, client *containerd.Client, cmd *cli.Command, keys keyring, ref string) error {
+func pullByTransfer(ctx context.Context, client *containerd.Client, cmd *cli.Command, keys keyring, ref string, wanted []ocispec.Platform) error {
 	for _, flag := range []string{"max-concurrent-downloads", "print-chainid", "skip-verify", "tlscacert", "tlscert", "tlskey"} {
 		if cmd.IsSet(flag) {
 			return fmt.Errorf("%q requires \"--local\" flag", "--"+flag)
 		}
 	}
-	wanted, err := platforms.ParseAll(cmd.StringSlice("platform"))
-	if err != nil {
-		return err
-	}
 	switch all := cmd.Bool("all-platforms"); {
 	case all && len(wanted) > 0:
 		return errors.New("cannot specify both --platform and --all-platforms")
 	case !all && len(wanted) == 0:
-		wanted = []ocispec.Platform{hostPlatform()}
+		wanted = []ocispec.Platform{platforms.DefaultSpec()}
 	}
 	source, err := registryOf(ctx, cmd, ref)
 	if err != nil {
@@ -99,24 +98,20 @@ func registryOf(ctx context.Context, cmd *cli.Command, ref string) (*registry.OC
 	if err != nil {
 		return nil, err
 	}
-	opts := []registry.Opt{
-		registry.WithCredentials(credentials),
-		registry.WithHostDir(cmd.String("hosts-dir")),
-	}
+	opts := []registry.Opt{registry.WithCredentials(credentials), registry.WithHostDir(cmd.String("hosts-dir"))}
 	if cmd.Bool("plain-http") {
 		opts = append(opts, registry.WithDefaultScheme("http"))
 	}
-	if cmd.Bool("http-dump") {
-		opts = append(opts, registry.WithHTTPDebug(), registry.WithClientStream(log.G(ctx).Writer()))
-	}
-	if cmd.Bool("http-trace") {
-		opts = append(opts, registry.WithHTTPTrace(), registry.WithClientStream(log.G(ctx).Writer()))
+	for flag, opt := range map[string]registry.Opt{"http-dump": registry.WithHTTPDebug(), "http-trace": registry.WithHTTPTrace()} {
+		if cmd.Bool(flag) {
+			opts = append(opts, opt, registry.WithClientStream(log.G(ctx).Writer()))
+		}
 	}
 	return registry.NewOCIRegistry(ctx, ref, opts...)
 }
 
 // pullLocally fetches the image as `content fetch` does.
-func pullLocally(ctx context.Context, client *containerd.Client, cmd *cli.Command, keys keyring, ref string) error {
+func pullLocally(ctx context.Context, client *containerd.Client, cmd *cli.Command, keys keyring, ref string, wanted []ocispec.Platform) error {
 	config, err := content.NewFetchConfig(ctx, cmd)
 	if err != nil {
 		return err
@@ -129,22 +124,18 @@ func pullLocally(ctx context.Context, client *containerd.Client, cmd *cli.Comman
 	if err != nil {
 		return err
 	}
-	var wanted []ocispec.Platform
 	if cmd.Bool("all-platforms") {
-		wanted, err = images.Platforms(ctx, client.ContentStore(), img.Target)
-	} else {
-		wanted, err = platforms.ParseAll(cmd.StringSlice("platform"))
-	}
-	if err != nil {
-		return err
+		if wanted, err = images.Platforms(ctx, client.ContentStore(), img.Target); err != nil {
+			return fmt.Errorf("unable to resolve image platforms: %w", err)
+		}
 	}
 	if len(wanted) == 0 {
 		wanted = []ocispec.Platform{platforms.DefaultSpec()}
 	}
-	start := time.Now()
+	out, start := cmd.Root().Writer, time.Now()
 	for _, p := range wanted {
-		fmt.Fprintf(cmd.Root().Writer, "unpacking %s %s...\n", platforms.Format(p), img.Target.Digest)
-		if err := keys.openStrictly(ctx, client, cmd, img, platforms.Only(p)); err != nil {
+		fmt.Fprintf(out, "unpacking %s %s...\n", platforms.Format(p), img.Target.Digest)
+		if err := keys.open(ctx, client, cmd, img, platforms.Only(p)); err != nil {
 			return err
 		}
 		if cmd.Bool("print-chainid") {
@@ -152,44 +143,9 @@ func pullLocally(ctx context.Context, client *containerd.Client, cmd *cli.Comman
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.Root().Writer, "image chain ID: %s\n", identity.ChainID(diffIDs))
+			fmt.Fprintf(out, "image chain ID: %s\n", identity.ChainID(diffIDs))
 		}
 	}
-	fmt.Fprintf(cmd.Root().Writer, "done: %s\t\n", time.Since(start))
+	fmt.Fprintf(out, "done: %s\t\n", time.Since(start))
 	return nil
-}
-
-// openStrictly unpacks a fetched image, after a check of the given keys. Without keys there is no check, for
-// the node may have its own.
-func (k keyring) openStrictly(ctx context.Context, client *containerd.Client, cmd *cli.Command, img images.Image, platform platforms.MatchComparer) error {
-	if k.given {
-		if err := k.authorize(ctx, client, img, platform); err != nil {
-			return err
-		}
-	}
-	return k.unpack(ctx, client, cmd, img, platform)
-}
-
-// open is openStrictly for what the transfer service has fetched: as it would, it leaves alone what is
-// not there for the platform (without keys), and what has no root file system.
-func (k keyring) open(ctx context.Context, client *containerd.Client, cmd *cli.Command, img images.Image, platform platforms.MatchComparer) error {
-	config, err := img.Config(ctx, client.ContentStore(), platform)
-	switch {
-	case errdefs.IsNotFound(err) && !k.given:
-		return nil
-	case err != nil:
-		return err
-	case !images.IsConfigType(config.MediaType):
-		return nil
-	}
-	return k.openStrictly(ctx, client, cmd, img, platform)
-}
-
-// hostPlatform is what ctr pulls and unpacks by default: Linux images on macOS.
-func hostPlatform() ocispec.Platform {
-	p := platforms.DefaultSpec()
-	if p.OS == "darwin" {
-		p.OS = "linux"
-	}
-	return p
 }

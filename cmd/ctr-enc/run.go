@@ -6,6 +6,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v3"
 )
@@ -33,7 +34,7 @@ func prepare(ctx context.Context, cmd *cli.Command, find imageOf) error {
 	if err != nil {
 		return err
 	}
-	platform, err := platformOf(cmd)
+	p, err := platformOf(cmd.String("platform"))
 	if err != nil {
 		return err
 	}
@@ -46,10 +47,10 @@ func prepare(ctx context.Context, cmd *cli.Command, find imageOf) error {
 	if err != nil || !ok {
 		return err
 	}
-	if err := keys.authorize(ctx, client, img, platform); err != nil {
+	if err := keys.authorize(ctx, client, img, platforms.Only(p)); err != nil {
 		return err
 	}
-	return keys.unpack(ctx, client, cmd, img, platform)
+	return keys.unpack(ctx, client, cmd, img, platforms.Only(p))
 }
 
 // imageToRun is for `run` and `containers create`.
@@ -57,8 +58,7 @@ func imageToRun(ctx context.Context, client *containerd.Client, cmd *cli.Command
 	if cmd.IsSet("config") || cmd.Bool("rootfs") || cmd.NArg() < 2 {
 		return images.Image{}, false, nil
 	}
-	img, err := client.ImageService().Get(ctx, cmd.Args().First())
-	return img, true, err
+	return imageToMount(ctx, client, cmd)
 }
 
 func imageToMount(ctx context.Context, client *containerd.Client, cmd *cli.Command) (images.Image, bool, error) {
