@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -96,6 +97,10 @@ func (s *store) Put(ctx context.Context, want ocispec.Descriptor, r io.Reader, r
 		err = s.addLabels(ctx, got.Digest, labels)
 	}
 	if err != nil {
+		// Over a connection, a context that ends looks like any lost connection.
+		if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
+			err = fmt.Errorf("%w: %w", ended, err)
+		}
 		return ocispec.Descriptor{}, fmt.Errorf("write blob: %w", err)
 	}
 	got.MediaType = want.MediaType
@@ -212,7 +217,10 @@ func pump(ctx context.Context, w io.Writer, want ocispec.Descriptor, r io.Reader
 		if n == 0 {
 			continue
 		}
-		if _, err := w.Write(buf[:n]); err != nil {
+		if _, err := w.Write(buf[:n]); errors.Is(err, io.EOF) {
+			// What gRPC says when the other side is gone. Nobody must take it for an end.
+			return total, fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err)
+		} else if err != nil {
 			return total, err
 		}
 	}
@@ -241,12 +249,23 @@ func readPiece(r io.Reader, buf []byte) (int, error) {
 	return n, nil
 }
 
+// abortAttempts is how often abort tries, with a pause that doubles from a
+// millisecond between them.
+const abortAttempts = 9
+
 // abort removes what was written under ref and returns err, which is why.
 func (s *store) abort(ctx context.Context, ref string, err error) error {
 	// The context may be what ended the writing.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if left := s.cs.Abort(ctx, ref); left != nil && !errdefs.IsNotFound(left) {
+	left := s.cs.Abort(ctx, ref)
+	for i := 1; i < abortAttempts && left != nil && !errdefs.IsNotFound(left) && !errdefs.IsUnavailable(left); i++ {
+		// A containerd on the other side of a connection may still be closing the
+		// writer, and note when it did in the directory that Abort removes.
+		time.Sleep(time.Millisecond << (i - 1))
+		left = s.cs.Abort(ctx, ref)
+	}
+	if left != nil && !errdefs.IsNotFound(left) {
 		return fmt.Errorf("%w (what was written could not be removed: %w)", err, left)
 	}
 	return err
