@@ -86,7 +86,9 @@ func (c *encryption) manifest(ctx context.Context, d *document, chosen []Layer) 
 	if len(after) == 0 {
 		return outcome{desc: d.desc, before: d.text, encrypted: had, had: had}, nil
 	}
-	c.o.Notify(Notice{Kind: NoticeReadable, Desc: d.config, Text: fmt.Sprintf("config %s of manifest %s stays readable: environment, labels, history", d.config.Digest, d.desc.Digest)})
+	if d.config.Digest != "" {
+		c.o.Notify(Notice{Kind: NoticeReadable, Desc: d.config, Text: fmt.Sprintf("config %s of manifest %s stays readable: environment, labels, history", d.config.Digest, d.desc.Digest)})
+	}
 	if extended {
 		before = nil
 	}

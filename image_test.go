@@ -536,3 +536,30 @@ func TestPutFails(t *testing.T) {
 		}
 	}
 }
+
+// An artifact whose manifest has no config, and layers of a type of their own.
+func TestArtifact(t *testing.T) {
+	t.Parallel()
+	s := newStore(t.TempDir())
+	l := s.put("application/vnd.example.model", []byte("weights"))
+	text, err := json.Marshal(map[string]any{
+		"mediaType": ocispec.MediaTypeImageManifest, "artifactType": "application/vnd.example", "layers": []ocispec.Descriptor{l},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := s.put(ocispec.MediaTypeImageManifest, text)
+	me := newPair(t)
+	enc := encrypt(t, s, root, imgcrypt.EncryptOptions{Recipients: recipients(me)}).Desc
+	each(t, s, enc, func(m ocispec.Manifest, _ string) {
+		if m.Layers[0].MediaType != "application/vnd.example.model+encrypted" || m.ArtifactType != "application/vnd.example" {
+			t.Errorf("%+v", m)
+		}
+	})
+	if refs := s.refs[enc.Digest]; len(refs) != 1 || refs[0].Digest == l.Digest {
+		t.Errorf("refs %v", refs)
+	}
+	if got := decrypt(t, s, enc, imgcrypt.DecryptOptions{Identities: identities(me)}).Desc; got.Digest != root.Digest {
+		t.Errorf("decrypted to %s, want %s", got.Digest, root.Digest)
+	}
+}

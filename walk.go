@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -175,6 +176,8 @@ func (e *editor) walkEntry(ctx context.Context, entry ocispec.Descriptor, depth 
 
 // put stores a rewritten document.
 func (e *editor) put(ctx context.Context, d *document, text rewritten, refs []ocispec.Descriptor, had bool) (outcome, error) {
+	// A manifest without config has none to refer to.
+	refs = slices.DeleteFunc(refs, func(r ocispec.Descriptor) bool { return r.Digest == "" })
 	desc, err := putBlob(ctx, e.store, text.mediaType, text.text, refs)
 	if err != nil {
 		return outcome{}, fmt.Errorf("store the manifest that replaces %s: %w", d.desc.Digest, err)
