@@ -11,6 +11,7 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
@@ -103,34 +104,51 @@ func (i *importer) finish(ctx context.Context) ([]images.Image, error) {
 }
 
 func (i *importer) unpack(ctx context.Context, keys keyring, imported []images.Image) error {
-	local, flag := i.cmd.Bool("local"), i.cmd.String("platform")
-	if !local && i.cmd.Bool("all-platforms") {
-		flag = ""
-	}
-	p, err := platformOf(flag)
-	if err != nil {
-		return err
-	}
-	platform, out := platforms.Only(p), i.cmd.Root().Writer
-	if local {
-		platform = platforms.OnlyStrict(p)
-	}
+	local, out := i.cmd.Bool("local"), i.cmd.Root().Writer
 	for _, img := range imported {
+		wanted, err := i.platforms(ctx, img)
+		if err != nil {
+			return err
+		}
 		if local {
 			fmt.Fprintf(out, "unpacking %s (%s)...", img.Name, img.Target.Digest)
 		}
-		err := keys.open(ctx, i.client, i.cmd, img, platform)
-		if err == nil && i.discard {
-			err = i.releaseLayers(ctx, img)
+		for _, p := range wanted {
+			if err := keys.open(ctx, i.client, i.cmd, img, p); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
+		if i.discard {
+			if err := i.releaseLayers(ctx, img); err != nil {
+				return err
+			}
 		}
 		if local {
 			fmt.Fprintln(out, "done")
 		}
 	}
 	return nil
+}
+
+// platforms are those that ctr unpacks: one, in local mode strictly that, otherwise with --all-platforms
+// all of the operating system.
+func (i *importer) platforms(ctx context.Context, img images.Image) ([]platforms.MatchComparer, error) {
+	local, all := i.cmd.Bool("local"), i.cmd.Bool("all-platforms")
+	if all && !local {
+		found, err := images.Platforms(ctx, i.client.ContentStore(), img.Target)
+		var wanted []platforms.MatchComparer
+		for _, p := range found {
+			if p.OS == platforms.DefaultSpec().OS {
+				wanted = append(wanted, platforms.Only(p))
+			}
+		}
+		return wanted, err
+	}
+	p, err := platformOf(i.cmd.String("platform"))
+	if local {
+		return []platforms.MatchComparer{platforms.OnlyStrict(p)}, err
+	}
+	return []platforms.MatchComparer{platforms.Only(p)}, err
 }
 
 // releaseLayers makes the manifests of this import refer to their layers no more, for the garbage collector.
@@ -141,7 +159,10 @@ func (i *importer) releaseLayers(ctx context.Context, img images.Image) error {
 			return images.Children(ctx, cs, desc)
 		}
 		info, err := cs.Info(ctx, desc.Digest)
-		if err != nil || info.CreatedAt.Before(i.start) {
+		switch {
+		case errdefs.IsNotFound(err): // for another platform
+			return nil, nil
+		case err != nil || info.CreatedAt.Before(i.start):
 			return nil, err
 		}
 		maps.DeleteFunc(info.Labels, func(label, _ string) bool {

@@ -70,7 +70,8 @@ debugging and administrative client.`
 	edit(root, withKeys(ahead(imageToUnpack)), "snapshots", "unpack")
 	edit(root, withKeys(func(cli.ActionFunc) cli.ActionFunc { return pull }), "images", "pull")
 	edit(root, withKeys(importWithKeys), "images", "import")
-	for _, cmd := range []string{"pull", "import", "push", "tag", "export"} {
+	edit(root, alwaysLocal, "images", "export")
+	for _, cmd := range []string{"pull", "import", "push", "tag"} {
 		edit(root, localWithoutTransfer, "images", cmd)
 	}
 	edit(root, func(images *cli.Command) {

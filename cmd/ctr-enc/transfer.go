@@ -31,6 +31,20 @@ func localWithoutTransfer(cmd *cli.Command) {
 	}
 }
 
+// alwaysLocal makes --local the default of a command. ctr's export by the transfer service may return before
+// the end of the archive has been written, and writes its progress into an archive on standard output.
+func alwaysLocal(cmd *cli.Command) {
+	action := cmd.Action
+	cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
+		if !cmd.IsSet("local") {
+			if err := cmd.Set("local", "true"); err != nil {
+				return err
+			}
+		}
+		return action(ctx, cmd)
+	}
+}
+
 func hasTransfer(ctx context.Context, cmd *cli.Command) (bool, error) {
 	ctx, client, done, err := connect(ctx, cmd)
 	if err != nil {
