@@ -50,6 +50,9 @@ func TestNoErrorRepeatsASecret(t *testing.T) {
 	for kind, private := range map[string][]byte{"RSA": newRSA(t), "EC": newEC(t, "P-256")} {
 		files := unencrypted(t, private)
 		maps.Copy(files, encrypted(t, private))
+		// They only differ in the work they take, and here they are read often.
+		delete(files, "PKCS8 scrypt")
+		delete(files, "PKCS8 many iterations")
 		files["symmetric JWK"] = []byte(`{"kty":"oct","k":"` + secret + `"}`)
 		files["JWK of canaries"] = []byte(`{"kty":"` + secret + `","crv":"` + secret + `"}`)
 		files["EC JWK of canaries"] = []byte(`{"kty":"EC","crv":"` + secret + `","d":"` + secret + `"}`)
@@ -61,7 +64,7 @@ func TestNoErrorRepeatsASecret(t *testing.T) {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				for i, spoiled := range spoil(data) {
-					for _, pw := range []string{"", secret, password} {
+					for _, pw := range []string{secret, password} {
 						checkErrors(t, fmt.Sprint(name, " ", i), spoiled, pw)
 					}
 				}
@@ -73,9 +76,9 @@ func TestNoErrorRepeatsASecret(t *testing.T) {
 // spoil returns data as it is and damaged in several ways.
 func spoil(data []byte) [][]byte {
 	all := [][]byte{data, data[:len(data)/2], data[len(data)/2:], append(bytes.Clone(data), data...)}
-	for i := 1; i < 8; i++ {
+	for i := 1; i < 4; i++ {
 		bad := bytes.Clone(data)
-		bad[len(bad)*i/8] ^= 0x15
+		bad[len(bad)*i/4] ^= 0x15
 		all = append(all, bad)
 	}
 	return all

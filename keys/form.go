@@ -130,10 +130,25 @@ func guess(data []byte, all []item) string {
 		return "a public key in OpenSSH's own format (ssh-keygen -e -m PKCS8 converts it)"
 	case bytes.Contains(text, []byte("-----BEGIN PGP ")):
 		return "an OpenPGP key"
+	case isPKCS12(data):
+		return "a PKCS#12 file (openssl pkcs12 -nodes converts it)"
 	case bytes.Contains(text, []byte("-----BEGIN ")) && len(all) == 0:
 		return "damaged PEM"
 	case len(all) > 0 && all[0].block != nil:
 		return fmt.Sprintf("PEM without a key (%.40q)", all[0].block.Type)
 	}
 	return "neither PEM, DER nor JWK"
+}
+
+// isPKCS12 tells a PKCS#12 file by its version and its content's type (RFC 7292).
+func isPKCS12(data []byte) bool {
+	var pfx struct {
+		Version int
+		Content struct {
+			Type asn1.ObjectIdentifier
+			Rest asn1.RawValue
+		}
+	}
+	_, err := asn1.Unmarshal(data, &pfx)
+	return err == nil && pfx.Version == 3 && pfx.Content.Type.Equal(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1})
 }

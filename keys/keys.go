@@ -65,13 +65,14 @@ type Scheme struct {
 	// Name is the scheme's name in recipients ("jwe:…") and annotations.
 	Name string
 	// Recipient makes a recipient of what the user wrote after "NAME:". files is
-	// how it reads files.
+	// how it reads files. Its errors name the file, not the scheme.
 	Recipient func(arg string, files *Files) (Recipient, error)
 	// RecipientData makes a recipient of a public key's bytes, as ocicrypt's
-	// configuration carries them. label is what errors call it.
+	// configuration carries them. label is what errors begin with.
 	RecipientData func(label string, data []byte) (Recipient, error)
 	// Identity makes an identity of a key file's content, or returns an error
-	// that wraps ErrNoMatch if the content is no key of this scheme.
+	// that wraps ErrNoMatch if the content is no key of this scheme. Several
+	// schemes may take the same key. Other errors begin with key.Label.
 	Identity func(key Key) (Identity, error)
 	// Describe names a packet's recipients for people: a key id, an address. A
 	// packet that names none yields "[NAME]"; one that cannot be parsed too.

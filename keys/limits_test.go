@@ -143,7 +143,7 @@ func TestAllowedScrypt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kdf := algorithmID(t, asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}, scryptParams{Salt: []byte("salt"), N: 1 << 16, R: 8, P: 1, KeyLength: 32})
+	kdf := algorithmID(t, asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}, scryptParams{Salt: []byte("salt"), N: 1 << 15, R: 8, P: 1, KeyLength: 32})
 	c := cbcCipher{iv: make([]byte, 16), keySize: 32}
 	derive, err := parseKDF(kdf, c.keySize)
 	if err != nil {

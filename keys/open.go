@@ -21,7 +21,7 @@ func Open(ctx context.Context, ids []Identity, annotations map[string]string) (l
 		if damage == nil {
 			damage = fmt.Errorf("annotations %s…: %w: no packet, so no key can open it", layer.KeysAnnotationPrefix, layer.ErrMalformed)
 		}
-		return layer.Secret{}, damage
+		return layer.Secret{}, oneLine{damage}
 	}
 	failed := &NoKeyError{Damage: damage}
 	for _, p := range packets {
@@ -103,12 +103,12 @@ func (e *NoKeyError) Error() string {
 		} else {
 			b.WriteString("; ")
 		}
-		b.WriteString(strings.ReplaceAll(r, "\n", "; "))
+		b.WriteString(r)
 	}
 	return b.String()
 }
 
-// reasons are distinct; each names its key.
+// reasons are distinct; each names its key, if it is about one.
 func (e *NoKeyError) reasons() []string {
 	var texts []string
 	add := func(text string) {
@@ -120,14 +120,15 @@ func (e *NoKeyError) reasons() []string {
 		if a.Err == nil || errors.Is(a.Err, ErrNoMatch) {
 			continue
 		}
-		text := a.Err.Error()
-		if len(e.Attempts) > 1 && !strings.HasPrefix(text, a.Name) {
+		text := oneLine{a.Err}.Error()
+		// What is malformed is the layer's, and the same for every key.
+		if len(e.Attempts) > 1 && !errors.Is(a.Err, layer.ErrMalformed) && !strings.HasPrefix(text, a.Name) {
 			text = a.Name + ": " + text
 		}
 		add(text)
 	}
 	if e.Damage != nil {
-		add(e.Damage.Error())
+		add(oneLine{e.Damage}.Error())
 	}
 	return texts
 }
@@ -149,3 +150,19 @@ func (e *NoKeyError) Unwrap() []error {
 	}
 	return errs
 }
+
+// maxReason bounds a reason, in bytes: a descriptor can have many things wrong with it.
+const maxReason = 400
+
+// oneLine is an error whose text is one line of bounded length.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string {
+	text := strings.ReplaceAll(e.error.Error(), "\n", "; ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
+}
+
+func (e oneLine) Unwrap() error { return e.error }

@@ -111,15 +111,28 @@ func TestOpenNothingReadable(t *testing.T) {
 		"empty annotation": {map[string]string{jweAnnotation: ""}, "no packet", false},
 		"not base64":       {map[string]string{jweAnnotation: "{}"}, "annotation " + jweAnnotation + ": packet 0: malformed: not base64", false},
 		"not a JWE":        {map[string]string{jweAnnotation: "AAAA"}, "jwe packet: malformed: no JWE", true},
+		"much not base64":  {map[string]string{jweAnnotation: strings.Repeat("!,", 500)}, "packet 1: malformed", false},
+		"much not a JWE":   {map[string]string{jweAnnotation: strings.Repeat("AAAA,", 500) + "AAAA"}, "no JWE (and 500 more such packets)", true},
 		"half base64":      {map[string]string{jweAnnotation: "AAAA,?"}, "packet 1: malformed: not base64", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, err := keys.Open(t.Context(), []keys.Identity{id}, tt.annotations)
-			if !errors.Is(err, layer.ErrMalformed) || errors.Is(err, keys.ErrNoKey) != tt.noKey || !strings.Contains(err.Error(), tt.want) {
+			if !errors.Is(err, layer.ErrMalformed) || errors.Is(err, keys.ErrNoKey) != tt.noKey ||
+				!strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 600 {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// What is wrong with a packet is said once, however many keys were tried on it.
+func TestMalformedPacketIsNamedOnce(t *testing.T) {
+	t.Parallel()
+	ids := []keys.Identity{identityOf(t, "a", newEC(t, "P-256")), identityOf(t, "b", newEC(t, "P-256"))}
+	_, err := keys.Open(t.Context(), ids, map[string]string{jweAnnotation: "AAAA"})
+	if want := "none of the 2 keys opens it (encrypted for jwe): jwe packet: malformed: no JWE"; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -47,12 +49,23 @@ func (p *Parser) Recipient(s string) (Recipient, error) {
 			return nil, fmt.Errorf("recipient %q names nothing after the scheme", s)
 		}
 		r, err := scheme.Recipient(arg, p.files())
+		if errors.Is(err, fs.ErrNotExist) {
+			// The error would repeat the password that somebody gave by mistake.
+			if path, _, given := splitKey(arg); given && exists(path) {
+				return nil, fmt.Errorf("recipient %s: %s: a recipient takes no password", name, path)
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("recipient %s: %w", name, err)
 		}
 		return r, nil
 	}
 	return nil, fmt.Errorf("recipient of %w %.60q (known: %s)", ErrUnknownScheme, name, p.known())
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (p *Parser) known() string { return joinNames(p.Schemes) }

@@ -79,6 +79,7 @@ func TestRecipientErrors(t *testing.T) {
 		{"P-224", "jwe:" + writeFile(t, "p224", publicOf(t, newEC(t, "P-224"))), keys.ErrNotKey, "curve P-224 cannot be encrypted for"},
 		{"Ed25519", "jwe:" + writeFile(t, "ed", publicOf(t, openssl(t, nil, "genpkey", "-algorithm", "ED25519"))), keys.ErrNotKey, "cannot be encrypted for (RSA and EC keys can)"},
 		{"RSA 1024", "jwe:" + writeFile(t, "small", publicOf(t, openssl(t, nil, "genrsa", "1024"))), keys.ErrNotKey, "an RSA key of 1024 bits cannot be encrypted for"},
+		{"public key with password", "jwe:" + private + ":" + password, nil, private + ": a recipient takes no password"},
 		{"key with password", "key.pem:" + password, keys.ErrUnknownScheme, `unknown scheme "key.pem"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,7 +3,6 @@ package jwe
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -99,8 +98,12 @@ func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte,
 	if len(first) > 0 {
 		return nil, &DamagedError{KeyID: id.named(first[0].kids)}
 	}
-	if len(malformed) > 0 {
-		return nil, errors.Join(malformed...)
+	switch n := len(malformed); n {
+	case 0:
+	case 1:
+		return nil, malformed[0]
+	default:
+		return nil, fmt.Errorf("%w (and %d more such packets)", malformed[0], n-1)
 	}
 	return nil, keys.ErrNoMatch
 }

@@ -259,6 +259,9 @@ func TestSeveralRecipients(t *testing.T) {
 	for _, enc := range []jose.ContentEncryption{jose.A128CBC_HS256, jose.A192CBC_HS384, jose.A256CBC_HS512, jose.A128GCM, jose.A192GCM, jose.A256GCM} {
 		for _, kid := range []string{"none", "thumbprint", "own"} {
 			for shift := range all {
+				if enc != jose.A256GCM && shift > 0 {
+					break // the order has nothing to do with the content's cipher
+				}
 				order := slices.Concat(slices.Clone(all[shift:]), all[:shift])
 				for i, r := range order {
 					switch kid {
