@@ -160,6 +160,53 @@ func TestImportAsCtr(t *testing.T) {
 	})
 }
 
+// Whatever is pulled, too, but not encrypted.
+func TestPullAsCtr(t *testing.T) {
+	t.Parallel()
+	onEach(t, testnode.Config{}, func(t *testing.T, n *node) {
+		testenv.Need(t, testenv.Containerd24)
+		ctr := filepath.Join(testenv.CacheBin(), "ctr")
+		registry := testregistry.Start(t)
+		dir := filepath.Join(t.TempDir(), "layout")
+		spec := runnable(t)
+		spec.Platforms = []string{testimage.HostPlatform(), "linux/s390x"}
+		push := func(spec testimage.Spec, name string) string {
+			if _, err := spec.Write(dir, name); err != nil {
+				t.Fatal(err)
+			}
+			return registry.Push(t, dir, name)
+		}
+		index, single := push(spec, "app:index"), push(runnable(t), "app:single")
+		attested := push(testimage.Spec{Attestations: true, Docker: true}, "app:attested")
+		artifact := push(testimage.Spec{
+			Layers: []testimage.Layer{{MediaType: "application/vnd.example.chart.v1.tar+gzip"}}, ArtifactType: "application/vnd.example.chart",
+		}, "app:artifact")
+		for _, test := range [][]string{
+			{index}, {single}, {attested}, {artifact}, {"--all-platforms", index}, {"--skip-metadata", index}, {"--label", "a=b", index},
+			{"--platform", "linux/s390x", index}, {"--platform", "linux/s390x", "--platform", testimage.HostPlatform(), index},
+			{"--platform", "linux/riscv64", index}, {"--platform", "linux/s390x", single}, {"--plain-http", single},
+			{"--print-chainid", single}, {"--all-platforms", "--platform", "linux/s390x", index},
+			{"--local", index}, {"--local", single}, {"--local", attested}, {"--local", artifact}, {"--local", "--all-platforms", "--print-chainid", single},
+			{"--local", "--platform", "linux/s390x", "--skip-metadata", index}, {"--local", "--platform", "linux/riscv64", index},
+		} {
+			if n.Version() == testnode.V16 && test[0] != "--local" {
+				continue
+			}
+			var got [2]string
+			var results [2]testnode.Result
+			for i, program := range []string{n.ctrEnc, ctr} {
+				n.Clean(t)
+				results[i] = n.Exec(t.Context(), program, slices.Concat([]string{"images", "pull"}, test)...)
+				n.collectGarbage(t)
+				got[i] = fmt.Sprintln("exit", results[i].Code) + n.state(t)
+			}
+			if got[0] != got[1] {
+				t.Errorf("%v: got\n%s%s\nctr makes\n%s%s", test, got[0], results[0].Stderr, got[1], results[1].Stderr)
+			}
+		}
+	})
+}
+
 // state describes images, blobs and snapshots without what depends on the time.
 func (n *node) state(t testing.TB) string {
 	t.Helper()

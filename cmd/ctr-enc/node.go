@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -116,12 +117,13 @@ func (k keyring) unpack(ctx context.Context, client *containerd.Client, cmd *cli
 }
 
 // open checks and unpacks an image that was pulled or imported. Without keys there is no check, for the node
-// may have its own. What the transfer service brought is left alone, as it would do, if it has no root
+// may have its own. What the transfer service brought is left alone, as it would do, if it has no layers of a root
 // file system or, without keys, is not here for the platform.
 func (k keyring) open(ctx context.Context, client *containerd.Client, cmd *cli.Command, img images.Image, platform platforms.MatchComparer) error {
 	if !cmd.Bool("local") {
-		config, err := img.Config(ctx, client.ContentStore(), platform)
-		if errdefs.IsNotFound(err) && !k.given || err == nil && !images.IsConfigType(config.MediaType) {
+		m, err := images.Manifest(ctx, client.ContentStore(), img.Target, platform)
+		isLayer := func(l ocispec.Descriptor) bool { return images.IsLayerType(l.MediaType) }
+		if errdefs.IsNotFound(err) && !k.given || err == nil && !(images.IsConfigType(m.Config.MediaType) && slices.ContainsFunc(m.Layers, isLayer)) {
 			return nil
 		}
 	}
