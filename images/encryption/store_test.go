@@ -338,6 +338,15 @@ func TestPutCancelled(t *testing.T) {
 			checkNoIngests(t, cs)
 		}
 	}
+	// However the connection words it.
+	cs, _ := newContent(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	store := &faulty{Store: cs, commit: func() error { cancel(); return errors.New("connection lost") }}
+	_, err := encryption.NewStore(store).Put(ctx, ocispec.Descriptor{}, strings.NewReader("data"))
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	checkNoIngests(t, cs)
 }
 
 // The connection's end is not the reader's.
@@ -356,6 +365,13 @@ func TestContainerdGoesAway(t *testing.T) {
 		if err == nil || errors.Is(err, io.EOF) {
 			t.Error(err)
 		}
+	}
+	// Which error it is depends on when the connection is found to have ended.
+	cs, _ := newContent(t)
+	store := &faulty{Store: cs, write: after(0, fmt.Errorf("failed to send write: %w", io.EOF))}
+	_, err := encryption.NewStore(store).Put(t.Context(), ocispec.Descriptor{}, strings.NewReader("data"))
+	if errors.Is(err, io.EOF) || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Error(err)
 	}
 }
 
