@@ -25,8 +25,9 @@ named pipe in STREAM_PROCESSOR_PIPE. On failure there is one line on standard er
 Exit codes: 0 ok, 1 failure, 2 usage, 10 no key opens it, 11 tampered.
 `
 
-// holdArg makes this program the keeper of another one's standard output; its value
-// is the other one's process id. It is no option for people.
+// holdArg makes this program the keeper of another one's standard output. Its two
+// values are the other one's process id and whether to spoil. It is no option for
+// people.
 const holdArg = "--hold-stdout-for"
 
 type options struct {
@@ -34,6 +35,7 @@ type options struct {
 	help     bool
 	version  bool
 	holdFor  int
+	spoil    bool
 }
 
 // usageError is about the command line.
@@ -46,9 +48,10 @@ func (e *usageError) Unwrap() error { return e.err }
 // parseArgs reads the command line. Its error is a [*usageError].
 func parseArgs(args []string) (options, error) {
 	var opts options
-	if len(args) == 2 && args[0] == holdArg {
-		if pid, err := strconv.Atoi(args[1]); err == nil && pid > 0 {
-			return options{holdFor: pid}, nil
+	if len(args) == 3 && args[0] == holdArg {
+		pid, err := strconv.Atoi(args[1])
+		if spoil, err2 := strconv.ParseBool(args[2]); err == nil && err2 == nil && pid > 0 {
+			return options{holdFor: pid, spoil: spoil}, nil
 		}
 	}
 	set := flag.NewFlagSet("ctd-decoder", flag.ContinueOnError)

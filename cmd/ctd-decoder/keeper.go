@@ -1,17 +1,13 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"strconv"
-	"syscall"
 	"time"
 )
 
@@ -21,42 +17,37 @@ const (
 	readyByte = 6
 	// readyWait bounds the wait for it.
 	readyWait = 10 * time.Second
-	// holdPoll is how often the keeper looks whether the first process is gone.
-	holdPoll = 2 * time.Millisecond
-	// linger is how long the keeper stays after that. From the moment at which
-	// containerd's wait returns, containerd has to pass the result on between
-	// goroutines; that takes microseconds, or milliseconds on a busy machine.
-	linger = 100 * time.Millisecond
-	// holdLimit bounds how long the keeper waits for the first process to be
-	// reaped. containerd reaps it at once, but a program that reads to the end
-	// before it waits for its child would wait for ever.
-	holdLimit = 10 * time.Second
 )
 
-// keeper holds standard output open for longer than this process lives.
+// keeper holds standard output open for longer than this process lives, and ends
+// it so that nobody takes it for a layer.
 type keeper interface {
-	// ready returns once the output is held, or the reason that it is not.
-	ready() error
-	// release lets go of it: all is well.
+	// begin is told the first bytes of the output before they leave. They may
+	// leave if it returns nil: the output is held.
+	begin(first []byte) error
+	// release lets go of the output: all is well.
 	release()
-	// fail is for the end of a failed process. The output will stay open until
-	// the reader can know of the failure, or is spoiled.
+	// fail is for the end of a failed process. The output stays open until the
+	// reader can know of the failure.
 	fail()
 }
 
 // keepOpen starts the keeper of out: this program once more, whose file is self. If
-// it cannot be started, the error says so, and the keeper that is returned all the same spoils
-// the output on failure. An out that is no pipe needs none.
-func keepOpen(out *os.File, self func() (string, error)) (keeper, error) {
+// it cannot be started, the error says so, and the keeper that is returned all the
+// same is good for fail only. An out that is no pipe needs none.
+//
+// spoil says that the reader is containerd, for whom the output of a failed process
+// has to end in a tail.
+func keepOpen(out *os.File, self func() (string, error), spoil bool) (keeper, error) {
 	info, err := out.Stat()
 	if err == nil && info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
 		return noKeeper{}, nil
 	}
-	k := &processKeeper{out: out, done: make(chan error, 1)}
+	k := &processKeeper{out: out, spoil: spoil, started: make(chan error, 1), ended: make(chan struct{})}
 	if err := k.start(self); err != nil {
-		err = fmt.Errorf("start the process that keeps standard output open: %w", err)
-		k.done <- err
-		return k, err
+		k.err = fmt.Errorf("start the process that keeps standard output open: %w", err)
+		k.asked = true
+		return k, k.err
 	}
 	return k, nil
 }
@@ -64,17 +55,22 @@ func keepOpen(out *os.File, self func() (string, error)) (keeper, error) {
 // noKeeper is the keeper of what needs none.
 type noKeeper struct{}
 
-func (noKeeper) ready() error { return nil }
-func (noKeeper) release()     {}
-func (noKeeper) fail()        {}
+func (noKeeper) begin([]byte) error { return nil }
+func (noKeeper) release()           {}
+func (noKeeper) fail()              {}
 
 type processKeeper struct {
-	out  *os.File
-	cmd  *exec.Cmd
-	held *os.File // ends in the keeper when this process does
-	done chan error
-	err  error
-	seen bool // err is set
+	out    *os.File
+	spoil  bool
+	format format // of what has left
+
+	cmd     *exec.Cmd
+	life    *os.File      // tells the keeper the format; ends when this process does
+	started chan error    // whether the keeper is there
+	ended   chan struct{} // closed when it is not any more
+
+	asked bool // err is set
+	err   error
 }
 
 func (k *processKeeper) start(self func() (string, error)) error {
@@ -98,7 +94,7 @@ func (k *processKeeper) start(self func() (string, error)) error {
 	// containerd waits too.
 	k.cmd = &exec.Cmd{
 		Path:        path,
-		Args:        []string{"ctd-decoder", holdArg, strconv.Itoa(os.Getpid())},
+		Args:        append([]string{"ctd-decoder"}, holdArgs(os.Getpid(), k.spoil)...),
 		Env:         []string{"GOMAXPROCS=1"},
 		Stdin:       lifeR,
 		Stdout:      k.out,
@@ -110,17 +106,27 @@ func (k *processKeeper) start(self func() (string, error)) error {
 		readyR.Close()
 		return err
 	}
-	k.held = lifeW
-	go func() {
-		defer readyR.Close()
-		var b [1]byte
-		if _, err := io.ReadFull(readyR, b[:]); err != nil || b[0] != readyByte {
-			k.done <- errors.New("the process that keeps standard output open did not start")
-			return
-		}
-		k.done <- nil
-	}()
+	k.life = lifeW
+	go k.listen(readyR)
 	return nil
+}
+
+// listen hears from the keeper until it ends.
+func (k *processKeeper) listen(r *os.File) {
+	defer r.Close()
+	defer close(k.ended)
+	var b [1]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil || b[0] != readyByte {
+		k.started <- errors.New("the process that keeps standard output open did not start")
+		return
+	}
+	k.started <- nil
+	_, _ = io.Copy(io.Discard, r)
+}
+
+// holdArgs are the arguments of the keeper of the process pid.
+func holdArgs(pid int, spoil bool) []string {
+	return []string{holdArg, strconv.Itoa(pid), strconv.FormatBool(spoil)}
 }
 
 // selfPath is this program's file, also if it was replaced since.
@@ -131,17 +137,29 @@ func selfPath() (string, error) {
 	return os.Executable()
 }
 
+// ready returns once the keeper is there, or why it is not.
 func (k *processKeeper) ready() error {
-	if k.seen {
+	if k.asked {
 		return k.err
 	}
-	k.seen = true
+	k.asked = true
 	select {
-	case k.err = <-k.done:
+	case k.err = <-k.started:
 	case <-time.After(readyWait):
 		k.err = errors.New("the process that keeps standard output open does not answer")
 	}
 	return k.err
+}
+
+func (k *processKeeper) begin(first []byte) error {
+	if err := k.ready(); err != nil {
+		return err
+	}
+	k.format = formatOf(first)
+	if _, err := k.life.Write([]byte{byte(k.format)}); err != nil {
+		return fmt.Errorf("the process that keeps standard output open: %w", err)
+	}
+	return nil
 }
 
 func (k *processKeeper) release() {
@@ -151,44 +169,16 @@ func (k *processKeeper) release() {
 }
 
 func (k *processKeeper) fail() {
-	if k.ready() != nil {
-		spoil(k.out)
+	err := k.ready()
+	select {
+	case <-k.ended:
+		err = errors.New("ended")
+	default:
 	}
-	runtime.KeepAlive(k.held)
-}
-
-// spoil ends an output that must not be taken for a layer, but will end before its
-// reader can know that. The bytes are random, so that nobody could have put their
-// digest into an image's config, or have made them part of the format before them
-// that is skipped; so is their number.
-func spoil(out io.Writer) {
-	const most = 4096 // what a pipe takes in one piece
-	b := make([]byte, most)
-	_, _ = rand.Read(b)
-	n := most/4 + int(binary.LittleEndian.Uint16(b))%(most*3/4)
-	_, _ = out.Write(b[:n])
-}
-
-// hold is the keeper's own life: it waits for the end of its standard input, which
-// is the end of the process pid, and then until that has been reaped by whoever
-// reads the output.
-func hold(pid int, std stdio) int {
-	// Who stops containerd's whole group of processes does not mean this one.
-	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	gone := watch(pid)
-	if _, err := std.err.Write([]byte{readyByte}); err != nil {
-		return exitFailure
+	// What nobody holds must at least not be taken for a layer.
+	if err != nil && k.spoil {
+		_, _ = k.out.Write(tail(k.format))
 	}
-	_, _ = io.Copy(io.Discard, std.in)
-	for start := time.Now(); !gone(); time.Sleep(holdPoll) {
-		if abandoned(std.out) {
-			return exitOK
-		}
-		if time.Since(start) > holdLimit {
-			spoil(std.out)
-			return exitFailure
-		}
-	}
-	time.Sleep(linger)
-	return exitOK
+	// Until the process exits.
+	runtime.KeepAlive(k.life)
 }

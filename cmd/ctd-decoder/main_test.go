@@ -38,11 +38,11 @@ func TestMain(m *testing.M) {
 		std.keep = func() (keeper, error) { return noKeeper{}, nil }
 	case "keeper cannot start":
 		std.keep = func() (keeper, error) {
-			return keepOpen(os.Stdout, func() (string, error) { return "/nonexistent", nil })
+			return keepOpen(os.Stdout, func() (string, error) { return "/nonexistent", nil }, true)
 		}
 	case "keeper ends at once":
 		std.keep = func() (keeper, error) {
-			return keepOpen(os.Stdout, func() (string, error) { return "/bin/true", nil })
+			return keepOpen(os.Stdout, func() (string, error) { return "/bin/true", nil }, true)
 		}
 	case "panic":
 		std.in = panicReader{}

@@ -29,6 +29,14 @@ const (
 	exitInterrupted = 130
 )
 
+// The variables that containerd sets. The first one is set for every processor, so
+// it tells that the reader of standard output is containerd; its value, the layer's
+// media type, is not needed.
+const (
+	mediaTypeEnv = "STREAM_PROCESSOR_MEDIATYPE"
+	pipeEnv      = "STREAM_PROCESSOR_PIPE"
+)
+
 const (
 	// payloadWait bounds the wait for the end of the payload. containerd writes it
 	// at once; a pipe that never ends is somebody else's.
@@ -65,8 +73,8 @@ func processStdio() stdio {
 		in:      os.Stdin,
 		out:     os.Stdout,
 		err:     os.Stderr,
-		payload: func() (io.ReadCloser, error) { return streamproc.Source(os.Getenv("STREAM_PROCESSOR_PIPE")) },
-		keep:    func() (keeper, error) { return keepOpen(os.Stdout, selfPath) },
+		payload: func() (io.ReadCloser, error) { return streamproc.Source(os.Getenv(pipeEnv)) },
+		keep:    func() (keeper, error) { return keepOpen(os.Stdout, selfPath, os.Getenv(mediaTypeEnv) != "") },
 	}
 }
 
@@ -75,7 +83,7 @@ func run(args []string, std stdio) int {
 	opts, usage := parseArgs(args)
 	switch {
 	case opts.holdFor != 0:
-		return hold(opts.holdFor, std)
+		return hold(opts, std)
 	case opts.help:
 		fmt.Fprint(std.out, helpText)
 		return exitOK
@@ -157,19 +165,26 @@ func decode(ctx context.Context, opts options, payload io.ReadCloser, keep keepe
 	if err != nil {
 		return err
 	}
-	if err := keep.ready(); err != nil {
-		return err
-	}
-	if _, err := io.Copy(output{std.out}, plain); err != nil {
+	if _, err := io.Copy(&output{w: std.out, keep: keep}, plain); err != nil {
 		return fmt.Errorf("layer %s: %w", p.Descriptor.Digest, err)
 	}
 	return nil
 }
 
-// output tells a reader that went away from other failures.
-type output struct{ w io.Writer }
+// output is standard output, whose first byte waits for the keeper.
+type output struct {
+	w     io.Writer
+	keep  keeper
+	begun bool
+}
 
-func (o output) Write(p []byte) (int, error) {
+func (o *output) Write(p []byte) (int, error) {
+	if !o.begun {
+		if err := o.keep.begin(p); err != nil {
+			return 0, err
+		}
+		o.begun = true
+	}
 	n, err := o.w.Write(p)
 	if errors.Is(err, syscall.EPIPE) {
 		err = errAbandoned

@@ -60,9 +60,9 @@ type fakeKeeper struct {
 	err   error
 }
 
-func (k *fakeKeeper) ready() error { k.asked = append(k.asked, "ready"); return k.err }
-func (k *fakeKeeper) release()     { k.asked = append(k.asked, "release") }
-func (k *fakeKeeper) fail()        { k.asked = append(k.asked, "fail") }
+func (k *fakeKeeper) begin([]byte) error { k.asked = append(k.asked, "begin"); return k.err }
+func (k *fakeKeeper) release()           { k.asked = append(k.asked, "release") }
+func (k *fakeKeeper) fail()              { k.asked = append(k.asked, "fail") }
 
 // ran is what came of a run with everything fake.
 type ran struct {
@@ -136,7 +136,7 @@ func TestRun(t *testing.T) {
 		{"unknown option", []string{"--what"}, bytes.NewReader(sealed), good, exitUsage, "flag provided but not defined: -what"},
 		{"option without value", []string{"--decryption-keys-path"}, bytes.NewReader(sealed), good, exitUsage, "needs an argument"},
 		{"argument", []string{"--decryption-keys-path=x", "y\nz"}, bytes.NewReader(sealed), good, exitUsage, `unexpected argument "y\nz"`},
-		{"keeper's number", []string{holdArg, "x"}, bytes.NewReader(sealed), good, exitUsage, "not defined"},
+		{"keeper's number", []string{holdArg, "x", "true"}, bytes.NewReader(sealed), good, exitUsage, "not defined"},
 		{"usage before payload", []string{"--what"}, bytes.NewReader(sealed), nil, exitUsage, "not defined"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

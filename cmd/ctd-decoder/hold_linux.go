@@ -1,5 +1,3 @@
-//go:build unix
-
 package main
 
 import (
@@ -30,4 +28,15 @@ func abandoned(out io.Writer) bool {
 	fds := []unix.PollFd{{Fd: int32(f.Fd())}}
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0
+}
+
+// consumed says whether all that was written to the pipe out has been read, or will
+// never be.
+func consumed(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return true
+	}
+	n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+	return err != nil || n == 0 || abandoned(out)
 }
