@@ -21,8 +21,7 @@ type Daemon struct {
 // StartDaemon starts a command that is killed when this process ends, even when it crashes. The kernel
 // does that when the thread ends that started the child, hence a thread for the child's whole life.
 func StartDaemon(cmd *exec.Cmd) (*Daemon, error) {
-	// A process group of its own: an interrupt from the terminal must not reach it before its clients.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = daemonAttr()
 	d := &Daemon{ended: make(chan struct{})}
 	started := make(chan error)
 	go func() {

@@ -1,0 +1,14 @@
+//go:build !linux
+
+package testenv
+
+import (
+	"os"
+	"syscall"
+)
+
+// daemonAttr has nothing to add: daemons of tests run on Linux.
+func daemonAttr() *syscall.SysProcAttr { return nil }
+
+// lockFile does nothing: two test processes that build the same command at the same time do so twice.
+func lockFile(*os.File) error { return nil }
