@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -25,6 +24,8 @@ import (
 	"imgcrypt/layer"
 )
 
+func otherMAC(options map[string]any) { options["hmac"] = make([]byte, sha256.Size) }
+
 // forgeries are what whoever controls a registry can make of an image: every digest
 // is right, only the MAC cannot be.
 func forgeries() []forgery {
@@ -44,7 +45,6 @@ func forgeries() []forgery {
 	longer := func(by int) func(*victim) []byte {
 		return func(v *victim) []byte { return append(v.sealed[:len(v.sealed):len(v.sealed)], make([]byte, by)...) }
 	}
-	other := func(m map[string]any) { m["hmac"] = make([]byte, sha256.Size) }
 	short := func(m map[string]any) { m["hmac"] = make([]byte, sha256.Size-1) }
 	missing := func(m map[string]any) { delete(m, "hmac") }
 	return []forgery{
@@ -70,9 +70,9 @@ func forgeries() []forgery {
 		{name: "truncated to what is released of it", of: "large", bytes: shorter(layer.Holdback), diffID: released},
 		{name: "extended by a byte, diff id of what is released", of: "large", bytes: longer(1), diffID: released},
 		{name: "extended, diff id of all", of: "small", bytes: longer(512), diffID: whole},
-		{name: "MAC altered", of: "small", mac: other},
-		{name: "MAC altered, empty diff id", of: "small", mac: other, diffID: empty},
-		{name: "MAC altered, diff id of what is released", of: "large", mac: other, diffID: released},
+		{name: "MAC altered", of: "small", mac: otherMAC},
+		{name: "MAC altered, empty diff id", of: "small", mac: otherMAC, diffID: empty},
+		{name: "MAC altered, diff id of what is released", of: "large", mac: otherMAC, diffID: released},
 		{name: "MAC missing", of: "small", mac: missing},
 		{name: "MAC missing, empty diff id", of: "large", mac: missing, diffID: empty},
 		{name: "MAC short, empty diff id", of: "small", mac: short, diffID: empty},
@@ -101,12 +101,7 @@ type holder struct {
 // newHolders makes the forged images for a client's key and for a node's, and pushes them.
 func newHolders(t *testing.T, registry *testregistry.Registry, client, node keyPair) []*holder {
 	t.Helper()
-	private, err := os.ReadFile(client.private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sent := &encconfig.DecryptConfig{Parameters: map[string][][]byte{"privkeys": {private}, "privkeys-passwords": {nil}}}
-	holders := []*holder{{name: "client's key", pulls: forgedPulls(), config: sent}, {name: "node's key", pulls: forgedPulls() / 5}}
+	holders := []*holder{{name: "client's key", pulls: forgedPulls(), config: clientConfig(t, client)}, {name: "node's key", pulls: forgedPulls() / 5}}
 	for i, k := range []keyPair{client, node} {
 		h, victims := holders[i], newVictims(t, k)
 		for _, how := range forgeries() {
