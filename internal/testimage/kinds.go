@@ -25,7 +25,7 @@ func Kinds() []Kind {
 		{"plain", Spec{}},
 		{"gzip, zstd, tar", Spec{Layers: mixed}},
 		{"12 layers", Spec{Layers: Layers(12, Gzip)}},
-		{"large", Spec{Layers: []Layer{{RandomSize: 5 << 20}, {RandomSize: 3<<20 + 1, Compression: None}}}},
+		{"large", Spec{Layers: []Layer{{RandomSize: 4 << 20}, {RandomSize: 2<<20 + 1, Compression: None}}}},
 		{"annotations", Spec{Annotations: annotations, Layers: []Layer{{Annotations: annotations}}}},
 		{"empty annotations", Spec{EmptyAnnotations: true}},
 		{"unknown fields", Spec{UnknownFields: true, Layers: mixed}},

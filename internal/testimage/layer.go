@@ -66,7 +66,12 @@ func (l Layer) blob(seed string, extra ...File) (data []byte, diffID digest.Dige
 	if err := writeTar(&archive, files); err != nil {
 		return nil, "", err
 	}
-	data, err = compress(archive.Bytes(), l.Compression)
+	// Trying to compress what is random is slow, most of all with the race detector.
+	level := gzip.DefaultCompression
+	if l.RandomSize > 0 {
+		level = gzip.NoCompression
+	}
+	data, err = compress(archive.Bytes(), l.Compression, level)
 	return data, digest.FromBytes(archive.Bytes()), err
 }
 
@@ -120,14 +125,19 @@ func writeParents(tw *tar.Writer, dirs map[string]bool, name string) error {
 	return nil
 }
 
-func compress(data []byte, c Compression) ([]byte, error) {
+// compress applies a compression; gzipLevel is for gzip.
+func compress(data []byte, c Compression, gzipLevel int) ([]byte, error) {
 	var out bytes.Buffer
 	var w io.WriteCloser
 	switch c {
 	case None:
 		return data, nil
 	case Gzip:
-		w = gzip.NewWriter(&out)
+		zw, err := gzip.NewWriterLevel(&out, gzipLevel)
+		if err != nil {
+			return nil, err
+		}
+		w = zw
 	case Zstd:
 		zw, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
 		if err != nil {
