@@ -1,5 +1,3 @@
-//go:build metadatadb
-
 package encryption_test
 
 import (
