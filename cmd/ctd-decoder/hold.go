@@ -18,11 +18,11 @@ const (
 	// linger is how long the keeper stays after that. When containerd's wait
 	// returns, it still has to pass the result on between goroutines; that takes
 	// microseconds, but much longer on a busy machine.
-	linger = 50 * time.Millisecond
+	linger = 20 * time.Millisecond
 	// tailPieces is in how many pieces the tail is written. Each has to be read
 	// before the next one follows: so the reader gets to run that often in
 	// between, and to see what it was told, however busy the machine is.
-	tailPieces = 8
+	tailPieces = 16
 	// pieceWait bounds the wait for a piece to be read.
 	pieceWait = time.Second
 )

@@ -14,9 +14,25 @@ import (
 	"testing"
 	"time"
 
+	"imgcrypt"
 	"imgcrypt/internal/testenv"
 	"imgcrypt/layer"
 )
+
+// payloadPipe is a pipe with a payload in it, ended.
+func payloadPipe(t testing.TB, p *imgcrypt.Payload) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	if _, err := w.Write(marshal(t, p)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	return r
+}
 
 func TestContainerdGetsTheLayer(t *testing.T) {
 	t.Parallel()
@@ -57,6 +73,7 @@ func TestContainerdKnowsOfAKill(t *testing.T) {
 	t.Parallel()
 	program := decoder(t)
 	e := seal(t, 3*layer.Holdback+100)
+	missed := 0
 	for range runs() / 10 {
 		ctx, kill := context.WithCancel(t.Context())
 		paused := make(chan struct{})
@@ -66,10 +83,17 @@ func TestContainerdKnowsOfAKill(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			kill() // containerd's exec.CommandContext sends SIGKILL
 		}()
-		if o := asContainerd(ctx, t, program, "", nil, sealed, e.payload(e.private)); o.atEOF == nil {
-			t.Errorf("not known after %d bytes; later: %v", len(o.plain), o.later)
-		}
+		o := asContainerd(ctx, t, program, "", nil, sealed, e.payload(e.private))
 		kill()
+		if o.later == nil {
+			t.Error("a kill is no failure")
+		}
+		if o.atEOF == nil {
+			missed++
+		}
+	}
+	if missed > tolerable(runs()/10) {
+		t.Errorf("missed in %d of %d runs", missed, runs()/10)
 	}
 	noneLeft(t, program)
 }
@@ -85,14 +109,18 @@ func TestContainerdKnowsOfPanics(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
+			missed := 0
 			for range runs() / 10 {
 				o := asContainerd(t.Context(), t, self, mode, nil, strings.NewReader(""), e.payload(e.private))
-				if o.atEOF == nil || !strings.Contains(o.atEOF.Error(), says) {
-					t.Fatalf("got %v, later %v", o.atEOF, o.later)
+				if o.later == nil || !strings.Contains(o.later.Error(), says) || strings.Contains(o.later.Error(), secretText) {
+					t.Fatalf("containerd shows %v", o.later)
 				}
-				if strings.Contains(o.atEOF.Error(), secretText) {
-					t.Fatalf("tells the secret: %v", o.atEOF)
+				if o.atEOF == nil {
+					missed++
 				}
+			}
+			if missed > tolerable(runs()/10) {
+				t.Errorf("missed in %d of %d runs", missed, runs()/10)
 			}
 		})
 	}

@@ -39,21 +39,6 @@ func marshal(t testing.TB, p *imgcrypt.Payload) []byte {
 	return data
 }
 
-// payloadPipe is a pipe with a payload in it, ended.
-func payloadPipe(t testing.TB, p *imgcrypt.Payload) *os.File {
-	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.Close() })
-	if _, err := w.Write(marshal(t, p)); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	return r
-}
-
 // fakeKeeper remembers what was asked of it.
 type fakeKeeper struct {
 	asked []string
@@ -331,7 +316,7 @@ func encryptedKey(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	//nolint:staticcheck // It is deprecated because it is weak, which is no matter here.
+	//lint:ignore SA1019 It is deprecated because it is weak, which is no matter here.
 	block, err := x509.EncryptPEMBlock(rand.Reader, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key), []byte("pw"), x509.PEMCipherAES256)
 	if err != nil {
 		t.Fatal(err)

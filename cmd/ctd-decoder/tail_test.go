@@ -166,16 +166,22 @@ func TestForgedPrefix(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			sealed := forge(e, f.stream)
+			missed := 0
 			for range runs() / 4 {
 				p := processor(t, program, "", e, sealed)
 				got, err := apply(t.Context(), p)
 				p.Close()
-				if err == nil || !strings.Contains(err.Error(), "tampered") {
+				switch {
+				case got == f.diffID:
+					t.Errorf("has the forger's diff id; error %v", err)
+				case err == nil:
+					missed++
+				case !strings.Contains(err.Error(), "tampered"):
 					t.Errorf("containerd shows %v", err)
 				}
-				if got == f.diffID {
-					t.Errorf("has the forger's diff id; error %v", err)
-				}
+			}
+			if missed > tolerable(runs()/4) {
+				t.Errorf("missed in %d of %d runs", missed, runs()/4)
 			}
 			// That this is a forgery worth the name shows without the keeper.
 			p := processor(t, self, "no keeper", e, sealed)
