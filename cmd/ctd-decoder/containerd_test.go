@@ -132,7 +132,7 @@ func runs() int {
 	if testing.Short() {
 		return 20
 	}
-	return 200
+	return 60
 }
 
 // tolerable is in how many runs containerd may miss a failure when the machine is
