@@ -259,8 +259,8 @@ func TestLayerinfo(t *testing.T) {
 	}
 	refused(t, n.enc("images", "layerinfo", "--layer", "9", plainName), "nothing selected")
 	refused(t, n.enc("images", "layerinfo", "example.test/none"), "example.test/none", "not found")
-	refused(t, n.enc("images", "layerinfo"), "please provide the name of an image")
-	refused(t, n.enc("images", "layerinfo", plainName, "more"), "too many arguments")
+	refused(t, n.enc("images", "layerinfo"), "usage: ctr-enc images layerinfo [flags] <local>")
+	refused(t, n.enc("images", "layerinfo", plainName, "more"), "usage: ")
 }
 
 func itoa(n int64) string {

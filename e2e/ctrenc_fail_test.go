@@ -148,6 +148,7 @@ func TestWithoutTransferService(t *testing.T) {
 		n.enc("images", "import", file).OK(t)
 		ref := registry.Ref("app:v1")
 		n.enc("images", "tag", plainName, ref, registry.Ref("app:v2")).OK(t)
+		n.enc("images", "tag", plainName, ref).OK(t)
 		n.enc("images", "push", ref).OK(t)
 		n.enc("images", "push", registry.Ref("app:v3"), plainName).OK(t)
 		n.enc("images", "export", file+".out", ref).OK(t)
@@ -156,7 +157,14 @@ func TestWithoutTransferService(t *testing.T) {
 		}
 		n.Clean(t)
 		n.enc("images", "pull", registry.Ref("app:v3")).OK(t)
-		n.enc("images", "import", file+".out").OK(t)
+		stdin, err := os.Open(file + ".out")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stdin.Close()
+		cmd := n.Command(t.Context(), n.ctrEnc, "images", "import", "-")
+		cmd.Stdin = stdin
+		testnode.Capture(cmd).OK(t)
 		if a, b := n.digest(t, ref), n.digest(t, registry.Ref("app:v3")); a != want || b != want {
 			t.Errorf("got %s, %s, want %s", a, b, want)
 		}

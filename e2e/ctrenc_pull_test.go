@@ -121,6 +121,7 @@ func TestImport(t *testing.T) {
 				}
 				n.leavesNothing(t)
 				n.run([]string{"--key", keys.private}, encName).OK(t)
+				refused(t, n.enc("images", "import", mode, "--key", keys.private, "--discard-unpacked-layers", file), "cannot be combined")
 			})
 		}
 	})

@@ -171,7 +171,7 @@ func TestMountAndUnpack(t *testing.T) {
 		if err != nil || string(got) != "second layer\n" {
 			t.Errorf("read %q, %v", got, err)
 		}
-		refused(t, n.enc("snapshots", "unpack", "--key", keys.private, "sha256:"+strings.Repeat("0", 64)), "manifest not found")
+		refused(t, n.enc("snapshots", "unpack", "--key", keys.private, "sha256:"+strings.Repeat("0", 64)), "not found")
 	})
 }
 

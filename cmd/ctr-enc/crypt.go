@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 
@@ -17,16 +20,18 @@ import (
 	"imgcrypt/keys/schemes"
 )
 
+// selectFlags choose layers.
+func selectFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntSliceFlag{Name: "layer", Usage: "Number `N` of a layer, from 0 or, negative, from the top (repeatable; default: all layers)"},
+		&cli.StringSliceFlag{Name: "platform", Usage: "Platform of the layers (repeatable; default: all platforms)"},
+	}
+}
+
 func encryptCommand() *cli.Command {
 	flags := []cli.Flag{
-		&cli.StringSliceFlag{
-			Name:  "recipient",
-			Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem; may be given several times",
-		},
-		&cli.BoolFlag{
-			Name:  "all-platforms",
-			Usage: "Encrypt for all platforms; this is the default",
-		},
+		&cli.StringSliceFlag{Name: "recipient", Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem (repeatable)"},
+		&cli.BoolFlag{Name: "all-platforms", Usage: "Encrypt for all platforms; this is the default"},
 	}
 	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, selectFlags(), keyFlags()), encrypt,
 		`Encrypt the layers of an image for the holders of the private keys that belong to
@@ -41,21 +46,33 @@ func decryptCommand() *cli.Command {
 	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(selectFlags(), keyFlags()), decrypt,
 		`Decrypt the encrypted layers of an image: all that are here, unless --layer or
 --platform select some. The result is named <new name>, or takes over the name
-of the image. It has the digest that the image had before it was encrypted, once
-all of it is decrypted.`)
+of the image. Once all is decrypted, it has the digest that it had before.`)
 }
 
-func newCommand(name, usage, args string, flags []cli.Flag, action cli.ActionFunc, description string) *cli.Command {
+func layerinfoCommand() *cli.Command {
+	n := &cli.BoolFlag{Name: "n", Usage: "Show pgp recipients by key id, not by address"}
+	return newCommand("layerinfo", "Show how the layers of an image are encrypted", "<local>", slices.Concat(selectFlags(), gpgFlags(), []cli.Flag{n}), layerinfo,
+		"List the layers of an image, with the schemes that they are encrypted with and who can\n"+
+			"open them, as far as the image tells. Platforms that are not here are left out.")
+}
+
+func newCommand(name, usage, args string, flags []cli.Flag, action func(context.Context, *job) error, description string) *cli.Command {
 	return &cli.Command{
-		Name:        name,
-		Usage:       usage,
-		ArgsUsage:   "[flags] " + args,
-		Description: description,
-		Flags:       flags,
+		Name: name, Usage: usage, ArgsUsage: "[flags] " + args, Description: description, Flags: flags,
 		// A password may contain commas.
 		DisableSliceFlagSeparator: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			return interruptible(ctx, func(ctx context.Context) error { return action(ctx, cmd) })
+			j, err := newJob(cmd)
+			if err != nil {
+				return err
+			}
+			ctx, client, done, err := connect(ctx, cmd)
+			if err != nil {
+				return err
+			}
+			defer done()
+			j.client, j.tags, j.store = client, encryption.NewTags(client.ImageService()), encryption.NewStore(client.ContentStore())
+			return action(ctx, j)
 		},
 	}
 }
@@ -64,38 +81,37 @@ func newCommand(name, usage, args string, flags []cli.Flag, action cli.ActionFun
 type job struct {
 	cmd         *cli.Command
 	local, name string
-	parser      keys.Parser
+	recipients  []keys.Recipient
 	identities  []keys.Identity
-	platforms   choices[*ocispec.Platform]
-	layers      choices[imgcrypt.Layer]
+	client      *containerd.Client
+	tags        imgcrypt.Tags
+	store       imgcrypt.Store
 }
 
+// newJob reads arguments and keys, before there is a connection.
 func newJob(cmd *cli.Command) (*job, error) {
-	j := &job{
-		cmd:    cmd,
-		local:  cmd.Args().First(),
-		name:   cmd.Args().Get(1),
-		parser: keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)},
-		layers: layerChoices(cmd),
-	}
-	if j.local == "" {
-		return nil, fmt.Errorf("please provide the name of an image: %s %s", cmd.FullName(), cmd.ArgsUsage)
-	}
-	if most := strings.Count(cmd.ArgsUsage, "<"); cmd.NArg() > most {
-		return nil, fmt.Errorf("too many arguments: %q", cmd.Args().Slice()[most:])
-	}
-	if j.name == "" {
-		j.name = j.local
-	}
-	if len(cmd.StringSlice("dec-recipient")) > 0 {
+	j := &job{cmd: cmd, local: cmd.Args().First(), name: cmp.Or(cmd.Args().Get(1), cmd.Args().First())}
+	recipients := cmd.StringSlice("recipient")
+	switch most := strings.Count(cmd.ArgsUsage, "<"); {
+	case j.local == "" || cmd.NArg() > most:
+		return nil, fmt.Errorf("usage: %s %s", cmd.FullName(), cmd.ArgsUsage)
+	case cmd.Bool("all-platforms") && cmd.IsSet("platform"):
+		return nil, errors.New("cannot specify both --platform and --all-platforms")
+	case cmd.Name == "encrypt" && len(recipients) == 0:
+		return nil, errors.New("no recipient: give at least one --recipient, as in --recipient jwe:pub.pem")
+	case cmd.IsSet("dec-recipient"):
 		return nil, errors.New("--dec-recipient: pkcs7 is not built yet")
 	}
-	var err error
-	if j.platforms, err = platformChoices(cmd); err != nil {
-		return nil, err
+	parser := keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)}
+	for _, text := range recipients {
+		r, err := parser.Recipient(text)
+		if err != nil {
+			return nil, err
+		}
+		j.recipients = append(j.recipients, r)
 	}
 	for _, text := range cmd.StringSlice("key") {
-		id, err := j.parser.Identity(text)
+		id, err := parser.Identity(text)
 		if err != nil {
 			return nil, err
 		}
@@ -104,101 +120,113 @@ func newJob(cmd *cli.Command) (*job, error) {
 	return j, nil
 }
 
-func (j *job) selection() imgcrypt.Selection {
-	return imgcrypt.Selection{Platform: j.platforms.pick(), Layer: j.layers.pick()}
+func encrypt(ctx context.Context, j *job) error {
+	return j.rewrite(ctx, "all recipients can open it already", func(ctx context.Context, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
+		opts := imgcrypt.EncryptOptions{Recipients: j.recipients, Identities: j.identities, Select: chosen, Notify: j.notify}
+		return imgcrypt.Encrypt(ctx, j.store, root, opts)
+	})
 }
 
-// unused fails if a --platform or --layer chose nothing.
-func (j *job) unused() error {
-	return errors.Join(j.platforms.check(), j.layers.check())
+func decrypt(ctx context.Context, j *job) error {
+	return j.rewrite(ctx, "nothing to decrypt", func(ctx context.Context, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
+		opts := imgcrypt.DecryptOptions{Identities: j.identities, Select: chosen, Notify: j.notify}
+		opts.KeepMissing = chosen.Platform == nil // What was pulled for one platform is decrypted for that one.
+		return imgcrypt.Decrypt(ctx, j.store, root, opts)
+	})
+}
+
+// rewrite has work rewrite the image, names the result and says what was done; nothing is what it says
+// where there was nothing to do.
+func (j *job) rewrite(ctx context.Context, nothing string, work func(context.Context, ocispec.Descriptor, imgcrypt.Selection) (imgcrypt.Result, error)) error {
+	return leased(ctx, j.client, func(ctx context.Context) error {
+		img, chosen, err := j.inspect(ctx)
+		if err != nil {
+			return err
+		}
+		res, err := work(ctx, img.Desc, chosen)
+		if missing := new(imgcrypt.MissingError); errors.As(err, &missing) {
+			err = fmt.Errorf("%w (choose what is here with --platform)", err)
+		}
+		if err == nil {
+			err = j.tags.Tag(ctx, j.name, res.Desc)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", j.local, err)
+		}
+		if res.Layers > 0 {
+			nothing = fmt.Sprintf("%sed %d layers: %s", j.cmd.Name, res.Layers, res.Desc.Digest)
+		}
+		_, err = fmt.Fprintf(j.cmd.Root().Writer, "%s: %s\n", j.name, nothing)
+		return err
+	})
 }
 
 func (j *job) notify(n imgcrypt.Notice) {
 	fmt.Fprintf(j.cmd.Root().ErrWriter, "%s: note: %s\n", name, n.Text)
 }
 
-func encrypt(ctx context.Context, cmd *cli.Command) error {
-	j, err := newJob(cmd)
+// inspect returns what the image is, and what the flags choose of it. A flag that chooses nothing is an error.
+func (j *job) inspect(ctx context.Context) (img imgcrypt.Image, chosen imgcrypt.Selection, err error) {
+	root, err := j.tags.Resolve(ctx, j.local)
+	if err == nil {
+		img, err = imgcrypt.Inspect(ctx, j.store, root, imgcrypt.InspectOptions{Schemes: schemes.All()})
+	}
 	if err != nil {
-		return err
+		return img, chosen, err
 	}
-	if cmd.Bool("all-platforms") && len(j.platforms) > 0 {
-		return errors.New("cannot specify both --platform and --all-platforms")
-	}
-	opts := imgcrypt.EncryptOptions{Identities: j.identities, Select: j.selection(), Notify: j.notify}
-	for _, text := range cmd.StringSlice("recipient") {
-		r, err := j.parser.Recipient(text)
+	var wanted []platforms.Matcher
+	for _, text := range j.cmd.StringSlice("platform") {
+		p, err := platforms.Parse(text)
 		if err != nil {
-			return err
+			return img, chosen, err
 		}
-		opts.Recipients = append(opts.Recipients, r)
+		matcher := platforms.NewMatcher(p)
+		if !slices.ContainsFunc(img.Manifests, func(m imgcrypt.Manifest) bool { return m.Platform != nil && matcher.Match(*m.Platform) }) {
+			return img, chosen, fmt.Errorf("--platform %s: %w", text, imgcrypt.ErrNothingSelected)
+		}
+		wanted = append(wanted, matcher)
+		chosen.Platform = func(p *ocispec.Platform) bool {
+			return p != nil && slices.ContainsFunc(wanted, func(w platforms.Matcher) bool { return w.Match(*p) })
+		}
 	}
-	if len(opts.Recipients) == 0 {
-		return errors.New("no recipient: give at least one --recipient, as in --recipient jwe:pub.pem")
+	numbers := j.cmd.IntSlice("layer")
+	for _, n := range numbers {
+		if !slices.ContainsFunc(img.Manifests, func(m imgcrypt.Manifest) bool {
+			return (chosen.Platform == nil || chosen.Platform(m.Platform)) && -len(m.Layers) <= n && n < len(m.Layers)
+		}) {
+			return img, chosen, fmt.Errorf("--layer %d: %w", n, imgcrypt.ErrNothingSelected)
+		}
+		chosen.Layer = func(l imgcrypt.Layer) bool {
+			return slices.Contains(numbers, l.Index) || slices.Contains(numbers, l.Index-l.Count)
+		}
 	}
-	return j.run(ctx, "all recipients can open it already",
-		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
-			return imgcrypt.Encrypt(ctx, s, root, opts)
-		})
+	return img, chosen, nil
 }
 
-func decrypt(ctx context.Context, cmd *cli.Command) error {
-	j, err := newJob(cmd)
+func layerinfo(ctx context.Context, j *job) error {
+	img, chosen, err := j.inspect(ctx)
 	if err != nil {
 		return err
 	}
-	opts := imgcrypt.DecryptOptions{
-		Identities: j.identities,
-		Select:     j.selection(),
-		// What was pulled for one platform is decrypted for that one.
-		KeepMissing: len(j.platforms) == 0,
-		Notify:      j.notify,
+	// The parameters are those of containerd's imgcrypt, whose output scripts parse.
+	w := tabwriter.NewWriter(j.cmd.Root().Writer, 0, 0, 3, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "#\tDIGEST\tPLATFORM\tSIZE\tENCRYPTION\tRECIPIENTS\t")
+	for _, m := range img.Manifests {
+		if chosen.Platform != nil && !chosen.Platform(m.Platform) {
+			continue
+		}
+		for _, l := range m.Layers {
+			if chosen.Layer != nil && !chosen.Layer(imgcrypt.Layer{Index: l.Index, Count: len(m.Layers)}) {
+				continue
+			}
+			var recipients []string
+			for _, r := range l.Recipients {
+				recipients = append(recipients, r.Name)
+			}
+			slices.Sort(recipients)
+			fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t\n", l.Index, l.Digest, platforms.Format(*cmp.Or(m.Platform, &ocispec.Platform{})),
+				l.Size, strings.Join(l.Schemes, ","), strings.Join(recipients, ", "))
+		}
 	}
-	return j.run(ctx, "nothing to decrypt",
-		func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) (imgcrypt.Result, error) {
-			return imgcrypt.Decrypt(ctx, s, root, opts)
-		})
-}
-
-// run has work rewrite the image, names the result and says what was done; nothing is what it says where
-// there was nothing to do.
-func (j *job) run(ctx context.Context, nothing string, work func(context.Context, imgcrypt.Store, ocispec.Descriptor) (imgcrypt.Result, error)) error {
-	ctx, client, done, err := connect(ctx, j.cmd)
-	if err != nil {
-		return err
-	}
-	defer done()
-	var res imgcrypt.Result
-	err = leased(ctx, client, func(ctx context.Context) (err error) {
-		res, err = j.rewrite(ctx, client, work)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("%s: %w", j.local, err)
-	}
-	if res.Layers > 0 {
-		nothing = fmt.Sprintf("%sed %d layers: %s", j.cmd.Name, res.Layers, res.Desc.Digest)
-	}
-	fmt.Fprintf(j.cmd.Root().Writer, "%s: %s\n", j.name, nothing)
-	return nil
-}
-
-func (j *job) rewrite(ctx context.Context, client *containerd.Client, work func(context.Context, imgcrypt.Store, ocispec.Descriptor) (imgcrypt.Result, error)) (imgcrypt.Result, error) {
-	tags := encryption.NewTags(client.ImageService())
-	root, err := tags.Resolve(ctx, j.local)
-	if err != nil {
-		return imgcrypt.Result{}, err
-	}
-	res, err := work(ctx, encryption.NewStore(client.ContentStore()), root)
-	var missing *imgcrypt.MissingError
-	switch {
-	case errors.As(err, &missing):
-		return res, fmt.Errorf("%w (choose what is here with --platform)", err)
-	case err != nil:
-		return res, err
-	}
-	if err := j.unused(); err != nil {
-		return res, err
-	}
-	return res, tags.Tag(ctx, j.name, res.Desc)
+	return w.Flush()
 }

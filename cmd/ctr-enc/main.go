@@ -13,12 +13,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
 	"github.com/urfave/cli/v3"
+
+	"imgcrypt/internal/version"
 )
 
 const name = "ctr-enc"
@@ -28,7 +29,7 @@ func main() {
 }
 
 // run runs a command line and returns the exit code: that of the container for
-// run, 1 for any other failure, as ctr does.
+// `run`, 130 after an interrupt, 1 for any other failure.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	cmd := tree()
 	cmd.Reader, cmd.Writer, cmd.ErrWriter = stdin, stdout, stderr
@@ -36,8 +37,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if msg := err.Error(); msg != "" {
-		fmt.Fprintf(stderr, "%s: %s\n", name, oneLine(msg))
+	// One line, also where containerd quotes several of a decoder.
+	if lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }); len(lines) > 0 {
+		fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(lines, "; "))
 	}
 	var exit cli.ExitCoder
 	if errors.As(err, &exit) {
@@ -46,36 +48,28 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 1
 }
 
-// oneLine keeps an error to the one line that a user or a script reads: errors of
-// containerd may quote several lines of the output of a decoder.
-func oneLine(msg string) string {
-	return strings.Join(strings.FieldsFunc(msg, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-}
-
 // tree returns ctr's commands with ours.
 func tree() *cli.Command {
 	root := app.New()
 	root.Name = name
-	root.Version += " imgcrypt " + version()
 	root.Usage = "containerd's ctr, for encrypted images too"
-	root.Description = `ctr-enc is containerd's client ctr, extended by images encrypt, decrypt and
-layerinfo, and by --key for whatever unpacks or runs an image. As ctr, it is a
-debugging and administrative client.`
-	// Returned errors become the exit code in run, and nowhere else.
+	root.Description = "Containerd's client ctr, extended by images encrypt, decrypt and layerinfo, and by\n" +
+		"--key for whatever unpacks or runs an image."
+	root.Version += " imgcrypt " + version.String()
+	// Errors become an exit code in run, and nowhere else.
 	root.ExitErrHandler = func(context.Context, *cli.Command, error) {}
 
-	edit(root, withKeys(ahead(imageToRun)), "run")
-	edit(root, withKeys(ahead(imageToRun)), "containers", "create")
-	edit(root, withKeys(ahead(imageToMount)), "images", "mount")
-	edit(root, withKeys(ahead(imageToUnpack)), "snapshots", "unpack")
+	edit(root, withKeys(ahead(2, "name")), "run")
+	edit(root, withKeys(ahead(2, "name")), "containers", "create")
+	edit(root, withKeys(ahead(1, "name")), "images", "mount")
+	edit(root, withKeys(ahead(1, "target.digest")), "snapshots", "unpack")
 	edit(root, withKeys(func(cli.ActionFunc) cli.ActionFunc { return pull }), "images", "pull")
 	edit(root, withKeys(importWithKeys), "images", "import")
-	edit(root, alwaysLocal, "images", "export")
-	for _, cmd := range []string{"pull", "import", "push", "tag"} {
-		edit(root, localWithoutTransfer, "images", cmd)
+	for _, cmd := range []string{"pull", "push", "tag", "import", "export"} {
+		edit(root, preferLocal, "images", cmd)
 	}
 	edit(root, func(images *cli.Command) {
-		images.Commands = append(images.Commands, encryptCommand(), decryptCommand(), layerinfoCommand())
+		images.Commands = append(slices.Clip(images.Commands), encryptCommand(), decryptCommand(), layerinfoCommand())
 	}, "images")
 	return root
 }
@@ -95,13 +89,4 @@ func edit(parent *cli.Command, change func(*cli.Command), path ...string) {
 	parent.Commands = slices.Clone(parent.Commands)
 	parent.Commands[i] = &child
 	edit(&child, change, path[1:]...)
-}
-
-// version is that of this module, as the go command has recorded it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
 }
