@@ -134,21 +134,11 @@ func (c *decryption) unseal(ctx context.Context, l Layer, keep bool) (change, er
 }
 
 func (c *decryption) stream(ctx context.Context, l Layer, secret layer.Secret, want ocispec.Descriptor, keep bool) (change, error) {
-	public, err := layer.ParsePublic(l.Desc.Annotations)
-	if err != nil {
-		return change{}, err
-	}
-	r, err := openBlob(ctx, c.store, l.Desc, l.Platform)
+	r, opener, err := openSealed(ctx, c.store, l.Desc, l.Platform, secret)
 	if err != nil {
 		return change{}, err
 	}
 	defer r.Close()
-	sealed := newVerifier(r, l.Desc)
-	sealed.also = layer.ErrTampered
-	opener, err := layer.NewOpener(sealed, secret, public, l.Desc.Size)
-	if err != nil {
-		return change{}, err
-	}
 	plain := capture(opener, l.Desc, keep)
 	desc, err := c.store.Put(ctx, want, plain)
 	if err != nil {

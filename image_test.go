@@ -259,6 +259,11 @@ func TestTamperedImages(t *testing.T) {
 	s, root := writeKind(t, testimage.Spec{Layers: []testimage.Layer{{RandomSize: 3 << 20, Compression: testimage.None}}})
 	me := newPair(t)
 	enc := encrypt(t, s, root, imgcrypt.EncryptOptions{Recipients: recipients(me)}).Desc
+	each(t, s, enc, func(m ocispec.Manifest, _ string) {
+		if err := imgcrypt.VerifyLayers(context.Background(), s, m.Layers, identities(me)); err != nil {
+			t.Errorf("VerifyLayers of what is right: %v", err)
+		}
+	})
 	same := func(b []byte) []byte { return b }
 	flip := func(at func(n int) int) func([]byte) []byte {
 		return func(b []byte) []byte { b[at(len(b))] ^= 1; return b }
@@ -312,6 +317,11 @@ func TestTamperedImages(t *testing.T) {
 			if after := len(s.stored()); after != before {
 				t.Errorf("%d blobs were left behind", after-before)
 			}
+			each(t, s, forged, func(m ocispec.Manifest, _ string) {
+				if err := imgcrypt.VerifyLayers(context.Background(), s, m.Layers, identities(me)); !errors.Is(err, c.want) || !errors.As(err, &le) {
+					t.Errorf("VerifyLayers: %v, want %v of a layer", err, c.want)
+				}
+			})
 		})
 	}
 }
