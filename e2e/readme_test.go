@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +8,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"imgcrypt/internal/testenv"
 	"imgcrypt/internal/testimage"
@@ -19,22 +22,17 @@ import (
 // documents are those whose console blocks are run, each in one shell on a node of its own. A block has lines
 // that begin with "$ ", and under each what it prints, in which "…" stands for anything and runs of blanks
 // count as one. A command is expected to fail where it prints "ctr-enc: " and something other than a note.
-func documents() []string { return []string{"README.md"} }
+func documents() []string { return []string{"README.md", "docs/containerd.md"} }
 
 // What users read is what happens, with the configuration that they read.
 func TestDocuments(t *testing.T) {
 	t.Parallel()
 	testenv.Need(t, "openssl", "bash")
-	for _, document := range documents() {
-		text, err := os.ReadFile(filepath.Join(testenv.Root(), document))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Run(filepath.Base(document), func(t *testing.T) {
+	for _, name := range documents() {
+		text := document(t, name)
+		t.Run(filepath.Base(name), func(t *testing.T) {
 			t.Parallel()
-			onEach(t, testnode.Config{}, func(t *testing.T, n *node) {
-				follow(t, n, string(text))
-			})
+			onEach(t, testnode.Config{}, func(t *testing.T, n *node) { follow(t, n, text) })
 		})
 	}
 }
@@ -60,7 +58,7 @@ func follow(t *testing.T, n *node, text string) {
 		"/etc/containerd/ocicrypt/keys", filepath.Join(dir, "keys"),
 	)
 	text = here.Replace(text)
-	configure(t, n, text)
+	restart(t, n, processors(t, text))
 	steps := console(text)
 	if len(steps) == 0 {
 		t.Fatal("it has no console block")
@@ -89,8 +87,18 @@ func elsewhere(t *testing.T, n *node) string {
 	return name
 }
 
-// configure restarts the node with the stream processors of the first toml block.
-func configure(t *testing.T, n *node, text string) {
+// document returns the text of a document.
+func document(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(testenv.Root(), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// processors returns the stream processors of the first toml block in a document.
+func processors(t *testing.T, text string) string {
 	t.Helper()
 	_, block, found := strings.Cut(text, "```toml\n")
 	block, _, closed := strings.Cut(block, "```\n")
@@ -98,16 +106,23 @@ func configure(t *testing.T, n *node, text string) {
 	if !found || !closed || i < 0 || !strings.HasPrefix(block, "version = ") {
 		t.Fatal("no configuration of stream processors in the document")
 	}
+	return block[i:]
+}
+
+// restart restarts the node with other stream processors, and with the CRI plugin.
+func restart(t *testing.T, n *node, config string) {
+	t.Helper()
 	path := filepath.Join(n.Dir(), "config.toml")
-	config, err := os.ReadFile(path)
+	old, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, _, _ := strings.Cut(string(config), "[stream_processors.")
-	if err := os.WriteFile(path, []byte(before+block[i:]), 0o644); err != nil {
+	before, _, _ := strings.Cut(string(old), "[stream_processors.")
+	before = regexp.MustCompile(`(?m)^disabled_plugins = .*$`).ReplaceAllString(before, `disabled_plugins = ["io.containerd.nri.v1.nri"]`)
+	if err := os.WriteFile(path, []byte(before+config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Restart(context.Background()); err != nil {
+	if err := n.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -204,40 +219,85 @@ func (s consoleStep) check(t *testing.T, got consoleResult) {
 	}
 }
 
-// Both containerds understand the configurations, and see three stream processors with our decoder in them.
-func TestDocumentedConfigurations(t *testing.T) {
+// Every containerd understands the configurations in the versions that are for it, and then has three stream
+// processors with our decoder.
+func TestDocumentedConfiguration(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile(filepath.Join(testenv.Root(), "docs/containerd.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?s)```toml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
 	for _, version := range testnode.Versions() {
 		t.Run("containerd "+string(version), func(t *testing.T) {
 			t.Parallel()
-			requirement := map[testnode.Version]string{testnode.V2: testenv.Containerd24, testnode.V16: testenv.Containerd16}[version]
+			requirement, known := testenv.Containerd24, []string{"2", "3", "4"}
+			if version == testnode.V16 {
+				requirement, known = testenv.Containerd16, []string{"2"}
+			}
 			testenv.Need(t, requirement)
-			checked := 0
-			for _, block := range blocks {
-				if version == testnode.V16 && !strings.HasPrefix(block[1], "version = 2") {
-					continue
-				}
-				checked++
+			for _, v := range known {
 				file := filepath.Join(t.TempDir(), "config.toml")
-				if err := os.WriteFile(file, []byte(block[1]), 0o644); err != nil {
+				if err := os.WriteFile(file, []byte("version = "+v+"\n"+processors(t, document(t, "docs/containerd.md"))), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				out, err := exec.Command(testenv.Containerd(requirement), "--config", file, "config", "dump").CombinedOutput()
 				if err != nil {
-					t.Fatalf("%v: %s\n%s", err, out, block[1])
+					t.Fatalf("version %s: %v: %s", v, err, out)
 				}
 				if n := strings.Count(string(out), "/usr/local/bin/ctd-decoder"); n != 3 {
-					t.Errorf("%d stream processors, want 3:\n%s", n, block[1])
+					t.Errorf("version %s: %d stream processors, want 3", v, n)
 				}
-			}
-			if checked == 0 {
-				t.Error("no configuration in the document")
 			}
 		})
 	}
+}
+
+// What the document says about Kubernetes: containerd's CRI plugin pulls with the node's keys, in 2.4 with the
+// setting that is given, and not in zstd.
+func TestDocumentedKubernetes(t *testing.T) {
+	t.Parallel()
+	text := document(t, "docs/containerd.md")
+	_, setting, found := strings.Cut(text, "[plugins.\"io.containerd.cri.v1.images\"]\n")
+	setting, _, _ = strings.Cut(setting, "```")
+	if !found {
+		t.Fatal("no setting for the CRI plugin")
+	}
+	onEach(t, testnode.Config{}, func(t *testing.T, n *node) {
+		registry, k := testregistry.Start(t), rsaKeys(t)
+		for name, compression := range map[string]testimage.Compression{"gzip": testimage.Gzip, "zstd": testimage.Zstd} {
+			spec := runnable(t)
+			spec.Salt += name
+			for i := range spec.Layers {
+				spec.Layers[i].Compression = compression
+			}
+			n.load(t, spec, plainName)
+			n.enc("images", "encrypt", "--recipient", k.recipient(), plainName, registry.Ref(name)).OK(t)
+			n.enc("images", "push", registry.Ref(name)).OK(t)
+		}
+		n.Clean(t)
+		here := strings.NewReplacer("/usr/local/bin/ctd-decoder", testenv.Build(t, "./cmd/ctd-decoder"),
+			"/etc/containerd/ocicrypt/keys", filepath.Dir(k.private))
+		config := here.Replace(processors(t, text))
+		if n.Version() == testnode.V2 {
+			restart(t, n, config)
+			if err := pullForKubernetes(t, n, registry.Ref("gzip")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
+				t.Errorf("by the transfer service: %v", err)
+			}
+			config += "[plugins.\"io.containerd.cri.v1.images\"]\n" + setting
+		}
+		restart(t, n, config)
+		if err := pullForKubernetes(t, n, registry.Ref("gzip")); err != nil {
+			t.Errorf("gzip: %v", err)
+		}
+		if err := pullForKubernetes(t, n, registry.Ref("zstd")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
+			t.Errorf("zstd: %v", err)
+		}
+	})
+}
+
+// pullForKubernetes asks containerd's CRI plugin to pull an image: PullImageRequest{image: ImageSpec{image: ref}},
+// put together by hand, for this is all that is needed of Kubernetes.
+func pullForKubernetes(t *testing.T, n *node, ref string) error {
+	t.Helper()
+	spec := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), ref)
+	request := new(emptypb.Empty)
+	request.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), spec))
+	conn := n.Client(t).Conn().(grpc.ClientConnInterface)
+	return conn.Invoke(t.Context(), "/runtime.v1.ImageService/PullImage", request, new(emptypb.Empty))
 }
