@@ -3,7 +3,9 @@ package e2e
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	encconfig "github.com/containers/ocicrypt/config"
 
 	"imgcrypt"
@@ -99,10 +102,10 @@ type holder struct {
 }
 
 // newHolders makes the forged images for a client's key and for a node's, and pushes them.
-func newHolders(t *testing.T, registry *testregistry.Registry, client, node keyPair) []*holder {
+func newHolders(t *testing.T, registry *testregistry.Registry, sent, kept keyPair) []*holder {
 	t.Helper()
-	holders := []*holder{{name: "client's key", pulls: forgedPulls(), config: clientConfig(t, client)}, {name: "node's key", pulls: forgedPulls() / 5}}
-	for i, k := range []keyPair{client, node} {
+	holders := []*holder{{name: "client's key", pulls: forgedPulls(), config: clientConfig(t, sent)}, {name: "node's key", pulls: forgedPulls() / 5}}
+	for i, k := range []keyPair{sent, kept} {
 		h, victims := holders[i], newVictims(t, k)
 		for _, how := range forgeries() {
 			h.images = append(h.images, victims[how.of].forge(t, how, 0))
@@ -125,9 +128,9 @@ func TestForgedImages(t *testing.T) {
 	t.Parallel()
 	testenv.Need(t, testenv.SuperUser, "runc", testregistry.DockerRegistry)
 	registry := testregistry.StartDebian(t)
-	client, node := ecKeys(t), rsaKeys(t)
-	holders := newHolders(t, registry, client, node)
-	onEach(t, testnode.Config{KeysDir: filepath.Dir(node.private)}, func(t *testing.T, n *machine) {
+	sent, kept := ecKeys(t), rsaKeys(t)
+	holders := newHolders(t, registry, sent, kept)
+	onEach(t, testnode.Config{KeysDir: filepath.Dir(kept.private)}, func(t *testing.T, n *node) {
 		for i, h := range holders {
 			for j, f := range append(h.intact, h.images...) {
 				p := &puller{node: n, ref: registry.Ref(f.tag(i, j)), config: h.config, image: f}
@@ -141,9 +144,6 @@ func TestForgedImages(t *testing.T) {
 	})
 }
 
-// machine is node, where a parameter has that name.
-type machine = node
-
 // puller pulls one image as a client of containerd does that uses this module.
 type puller struct {
 	*node
@@ -154,6 +154,7 @@ type puller struct {
 
 // pull pulls and unpacks.
 func (p *puller) pull(ctx context.Context, c *containerd.Client) error {
+	_ = log.SetLevel("fatal") // containerd's client logs each of the thousands of failures
 	payload := &imgcrypt.Payload{}
 	if p.config != nil {
 		payload.DecryptConfig = *p.config
@@ -241,6 +242,7 @@ func (p *puller) refused(t *testing.T, pulls int) {
 		})
 	}
 	wg.Wait()
+	p.explained(leased, t, c)
 	if err := done(leased); err != nil {
 		t.Fatal(err)
 	}
@@ -257,6 +259,27 @@ func (p *puller) refused(t *testing.T, pulls int) {
 	p.leavesNothing(t)
 	if count := p.snapshots(t); count > 0 {
 		t.Errorf("%d snapshots were committed", count)
+	}
+}
+
+// explained fails the test unless a client that has the key can tell from the content why its pull was refused,
+// also where containerd gave up before it asked the decoder.
+func (p *puller) explained(ctx context.Context, t *testing.T, c *containerd.Client) {
+	t.Helper()
+	if p.config == nil {
+		return
+	}
+	ra, err := c.ContentStore().ReaderAt(ctx, p.image.layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ra.Close()
+	_, r, _, err := encryption.DecryptLayer(p.config, content.NewReader(ra), p.image.layer, false)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	if !errors.Is(err, layer.ErrTampered) {
+		t.Errorf("the content is not seen to be forged: %v", err)
 	}
 }
 
