@@ -267,8 +267,8 @@ func TestDocumentedKubernetes(t *testing.T) {
 				spec.Layers[i].Compression = compression
 			}
 			n.load(t, spec, plainName)
-			n.enc("images", "encrypt", "--recipient", k.recipient(), plainName, registry.Ref(name)).OK(t)
-			n.enc("images", "push", registry.Ref(name)).OK(t)
+			n.enc("images", "encrypt", "--recipient", k.recipient(), plainName, registry.Ref("app:"+name)).OK(t)
+			n.enc("images", "push", registry.Ref("app:"+name)).OK(t)
 		}
 		n.Clean(t)
 		here := strings.NewReplacer("/usr/local/bin/ctd-decoder", testenv.Build(t, "./cmd/ctd-decoder"),
@@ -276,16 +276,16 @@ func TestDocumentedKubernetes(t *testing.T) {
 		config := here.Replace(processors(t, text))
 		if n.Version() == testnode.V2 {
 			restart(t, n, config)
-			if err := pullForKubernetes(t, n, registry.Ref("gzip")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
+			if err := pullForKubernetes(t, n, registry.Ref("app:gzip")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
 				t.Errorf("by the transfer service: %v", err)
 			}
 			config += "[plugins.\"io.containerd.cri.v1.images\"]\n" + setting
 		}
 		restart(t, n, config)
-		if err := pullForKubernetes(t, n, registry.Ref("gzip")); err != nil {
+		if err := pullForKubernetes(t, n, registry.Ref("app:gzip")); err != nil {
 			t.Errorf("gzip: %v", err)
 		}
-		if err := pullForKubernetes(t, n, registry.Ref("zstd")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
+		if err := pullForKubernetes(t, n, registry.Ref("app:zstd")); err == nil || !strings.Contains(err.Error(), "sent no payload") {
 			t.Errorf("zstd: %v", err)
 		}
 	})
