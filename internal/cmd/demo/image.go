@@ -27,12 +27,14 @@ const secretText = "The recipe of the house: flour, water, salt, and time.\n"
 // World!", in busybox if there is a static one, and a file in a second layer. It
 // returns the command that runs in it.
 func (sh *shell) buildImage(dir string) (command []string, desc ocispec.Descriptor, err error) {
-	spec, err := testimage.Runnable()
+	image := testimage.Runnable
+	if missing := testenv.Missing(testenv.Busybox); missing != nil {
+		sh.warn("%v; a small Go program takes its place", missing)
+		image = helloImage
+	}
+	spec, err := image()
 	if err != nil {
-		sh.warn("%s %v; a Go program takes its place", "needs busybox:", err)
-		if spec, err = helloImage(); err != nil {
-			return nil, desc, err
-		}
+		return nil, desc, err
 	}
 	spec.Layers = append(spec.Layers, testimage.Layer{Files: []testimage.File{{Name: "etc/recipe", Body: []byte(secretText)}}})
 	desc, err = spec.Write(dir, plainName)

@@ -184,5 +184,6 @@ func (l *library) start(ctx context.Context, image ocispec.Descriptor, command [
 			return err
 		}
 	}
-	return l.greets(ctx, "rootfs"+quote(command))
+	_, err = l.greets(ctx, "rootfs"+quote(command))
+	return err
 }
