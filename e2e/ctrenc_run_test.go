@@ -11,6 +11,7 @@ import (
 
 	"imgcrypt/internal/testimage"
 	"imgcrypt/internal/testnode"
+	"imgcrypt/internal/testregistry"
 )
 
 const (
@@ -77,6 +78,11 @@ func TestRun(t *testing.T) {
 		refused(t, r, "already exists")
 		n.enc("containers", "rm", "e2e").OK(t)
 		n.leavesNothing(t)
+
+		// A pipe is read once, for the check and for all layers.
+		shell := n.Command(t.Context(), "bash", "-c", `"$0" run --rm --key <(cat "$KEY") `+encName+" e2e", n.ctrEnc)
+		shell.Env = append(shell.Env, "KEY="+keys.private)
+		testnode.Capture(shell).OK(t)
 
 		// What has no image needs no key.
 		n.enc("run", "--rm", "--rootfs", t.TempDir(), "e2e", "/nothing").Fails(t)
@@ -179,21 +185,40 @@ func TestMountAndUnpack(t *testing.T) {
 func TestSameImageAtOnce(t *testing.T) {
 	t.Parallel()
 	onEach(t, testnode.Config{}, func(t *testing.T, n *node) {
-		keys := rsaKeys(t)
+		registry, keys := testregistry.StartDebian(t), rsaKeys(t)
+		ref := registry.Ref("app:enc")
 		n.loadEncrypted(t, runnable(t), "--recipient", keys.recipient())
-		var wg sync.WaitGroup
-		results := make([]testnode.Result, 4)
-		for i := range results {
-			wg.Go(func() {
-				results[i] = n.enc("run", "--rm", "--key", keys.private, encName, fmt.Sprint("e2e", i))
-			})
-		}
-		wg.Wait()
-		for _, r := range results {
-			if r.Code != 0 || r.Stdout != hello {
-				t.Errorf("got %s", r)
+		file := filepath.Join(t.TempDir(), "encrypted.tar")
+		n.enc("images", "export", file, encName).OK(t)
+		n.enc("images", "push", ref, encName).OK(t)
+		for _, args := range [][]string{
+			{"run", "--rm", "--key", keys.private, encName},
+			{"images", "decrypt", "--key", keys.private, encName, "opened"},
+			{"images", "encrypt", "--recipient", keys.recipient(), "opened", "again"},
+			{"images", "import", "--key", keys.private, file},
+			{"images", "import", "--local", "--key", keys.private, file},
+			{"images", "pull", "--key", keys.private, ref},
+			{"images", "pull", "--local", "--key", keys.private, ref},
+		} {
+			if args[1] == "import" || args[1] == "pull" {
+				n.Clean(t)
 			}
+			var wg sync.WaitGroup
+			results := make([]testnode.Result, 4)
+			for i := range results {
+				own := slices.Clone(args)
+				if args[0] == "run" {
+					own = append(own, fmt.Sprint("e2e", i))
+				}
+				wg.Go(func() { results[i] = n.enc(own...) })
+			}
+			wg.Wait()
+			for _, r := range results {
+				if r.Code != 0 || args[0] == "run" && r.Stdout != hello {
+					t.Errorf("got %s", r)
+				}
+			}
+			n.leavesNothing(t)
 		}
-		n.leavesNothing(t)
 	})
 }

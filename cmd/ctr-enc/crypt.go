@@ -154,7 +154,7 @@ func (j *job) rewrite(ctx context.Context, nothing string, work func(context.Con
 			return fmt.Errorf("%s: %w", j.local, err)
 		}
 		if res.Layers > 0 {
-			nothing = fmt.Sprintf("%sed %d layers: %s", j.cmd.Name, res.Layers, res.Desc.Digest)
+			nothing = fmt.Sprintf("%sed layers: %d, now %s", j.cmd.Name, res.Layers, res.Desc.Digest)
 		}
 		_, err = fmt.Fprintf(j.cmd.Root().Writer, "%s: %s\n", j.name, nothing)
 		return err

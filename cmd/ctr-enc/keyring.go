@@ -91,8 +91,9 @@ func (k keyring) unpack(ctx context.Context, client *containerd.Client, cmd *cli
 	}
 	payload := encryption.WithDecryptedUnpack(&imgcrypt.Payload{DecryptConfig: k.config})
 	return leased(ctx, client, func(ctx context.Context) error {
-		return containerd.NewImageWithPlatform(client, img, platform).Unpack(ctx, cmd.String("snapshotter"),
+		err := containerd.NewImageWithPlatform(client, img, platform).Unpack(ctx, cmd.String("snapshotter"),
 			containerd.WithUnpackApplyOpts(diff.WithSyncFs(cmd.Bool("sync-fs")), payload))
+		return encryption.ExplainUnpack(ctx, client.ContentStore(), img.Target, &k.config, platform, err)
 	})
 }
 
