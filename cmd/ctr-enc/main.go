@@ -53,8 +53,7 @@ func tree() *cli.Command {
 	root := app.New()
 	root.Name = name
 	root.Usage = "containerd's ctr, for encrypted images too"
-	root.Description = "Containerd's client ctr, extended by images encrypt, decrypt and layerinfo, and by\n" +
-		"--key for whatever unpacks or runs an image."
+	root.Description = "It has images encrypt, decrypt and layerinfo, and --key for whatever unpacks or runs an image."
 	root.Version += " imgcrypt " + version.String()
 	// Errors become an exit code in run, and nowhere else.
 	root.ExitErrHandler = func(context.Context, *cli.Command, error) {}
