@@ -86,7 +86,6 @@ func TestForgedImagesCtrEnc(t *testing.T) {
 		registry.PushDescriptor(t, string(images[i].victim.layout), images[i].desc, fmt.Sprintf("app:v%d", i))
 	}
 	onEach(t, testnode.Config{}, func(t *testing.T, n *node) {
-		silent := 0
 		for i, f := range images {
 			ref := registry.Ref(fmt.Sprintf("app:v%d", i))
 			for _, args := range [][]string{
@@ -98,17 +97,13 @@ func TestForgedImagesCtrEnc(t *testing.T) {
 					t.Errorf("%s, %s: not refused:\n%s", f.of, f.name, r)
 				}
 				if !strings.Contains(r.Stderr, "tampered") {
-					silent++
-					if !f.breaksOff() {
-						t.Errorf("%s, %s: does not say \"tampered\":\n%s", f.of, f.name, r)
-					}
+					t.Errorf("%s, %s: does not say \"tampered\":\n%s", f.of, f.name, r)
 				}
 			}
 			if left := n.leftovers(t); len(left) > 0 {
 				t.Errorf("%s, %s: left behind: %v", f.of, f.name, left)
 			}
 		}
-		t.Logf("%d of %d refusals do not say \"tampered\"", silent, 2*len(images))
 		if count := n.snapshots(t); count > 0 {
 			t.Errorf("%d snapshots were committed", count)
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/containerd/platforms"
 	encconfig "github.com/containers/ocicrypt/config"
 
 	"imgcrypt"
@@ -269,16 +269,9 @@ func (p *puller) explained(ctx context.Context, t *testing.T, c *containerd.Clie
 	if p.config == nil {
 		return
 	}
-	ra, err := c.ContentStore().ReaderAt(ctx, p.image.layer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ra.Close()
-	_, r, _, err := encryption.DecryptLayer(p.config, content.NewReader(ra), p.image.layer, false)
-	if err == nil {
-		_, err = io.Copy(io.Discard, r)
-	}
-	if !errors.Is(err, layer.ErrTampered) {
+	cause := errors.New("unexpected EOF")
+	err := encryption.ExplainUnpack(ctx, c.ContentStore(), p.image.desc, p.config, platforms.All, cause)
+	if !errors.Is(err, layer.ErrTampered) || !errors.Is(err, cause) {
 		t.Errorf("the content is not seen to be forged: %v", err)
 	}
 }

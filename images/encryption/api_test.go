@@ -56,7 +56,7 @@ func exported(t *testing.T, dir string) []string {
 }
 
 // These are what containerd's imgcrypt v2 exports, and what its users so rely on, and
-// the three functions that are ours.
+// the four functions that are ours.
 func TestExported(t *testing.T) {
 	t.Parallel()
 	want := []string{
@@ -75,6 +75,7 @@ func TestExported(t *testing.T) {
 		"type LayerFilter",
 
 		"func CheckAuthorizationFor(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer) error",
+		"func ExplainUnpack(ctx context.Context, cs content.Store, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer, failed error) error",
 		"func NewStore(cs content.Store) imgcrypt.Store",
 		"func NewTags(is images.Store) imgcrypt.Tags",
 	}

@@ -421,6 +421,23 @@ func TestTampered(t *testing.T) {
 			if !errors.Is(err, layer.ErrTampered) {
 				t.Error(err)
 			}
+			failed := errors.New("unexpected EOF")
+			explain := func(desc ocispec.Descriptor, dc *encconfig.DecryptConfig, failed error) error {
+				return encryption.ExplainUnpack(t.Context(), cs, desc, dc, platforms.All, failed)
+			}
+			if err := explain(desc, p.opens(), failed); !errors.Is(err, layer.ErrTampered) || !errors.Is(err, failed) {
+				t.Errorf("not explained: %v", err)
+			}
+			for name, err := range map[string]error{
+				"no failure": explain(desc, p.opens(), nil),
+				"no key":     explain(desc, nil, failed),
+				"no damage":  explain(image, p.opens(), failed),
+				"no image":   explain(ocispec.Descriptor{MediaType: image.MediaType, Digest: sealed.Digest}, p.opens(), failed),
+			} {
+				if name == "no failure" && err != nil || name != "no failure" && err != failed {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
 		})
 	}
 	checkNoIngests(t, cs)
