@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"os"
+	"os/exec"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,4 +17,11 @@ func daemonAttr() *syscall.SysProcAttr {
 // lockFile waits for an exclusive lock, which goes with the file's descriptor.
 func lockFile(f *os.File) error {
 	return unix.Flock(int(f.Fd()), unix.LOCK_EX)
+}
+
+// tryMountNamespace runs a command in a mount namespace of its own, in which no mount is shared with the machine's.
+func tryMountNamespace() error {
+	cmd := exec.Command("true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	return cmd.Run()
 }

@@ -24,6 +24,8 @@ import (
 const (
 	// SuperUser is the right to be root.
 	SuperUser = "root"
+	// MountNamespace is the right to make a mount namespace, which root does not have in every container, and in no chroot.
+	MountNamespace = "mount-namespace"
 	// Containerd24 is containerd 2.4 with its runc shim and ctr, built by scripts/setup into CacheBin.
 	Containerd24 = "containerd-2.4"
 	// Containerd16 is the distribution's containerd 1.6 at /usr/bin/containerd.
@@ -69,6 +71,8 @@ func check(requirement string) error {
 			return errors.New("not the super user")
 		}
 		return nil
+	case MountNamespace:
+		return mountNamespace()
 	case Containerd24:
 		for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 			if _, err := os.Stat(filepath.Join(CacheBin(), name)); err != nil {
@@ -85,6 +89,9 @@ func check(requirement string) error {
 	_, err := LookPath(requirement)
 	return err
 }
+
+// mountNamespace tries it, once per process.
+var mountNamespace = sync.OnceValue(tryMountNamespace)
 
 // containerd16 asks the installed containerd for its version, once per process.
 var containerd16 = sync.OnceValue(func() error {

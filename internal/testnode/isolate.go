@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"imgcrypt/internal/testenv"
 )
 
 // isolatedEnv marks a process that Isolate has put into a mount namespace of its own.
@@ -35,14 +37,29 @@ func Main(m *testing.M) {
 // own with an empty /run/containerd. A containerd that the machine has and the nodes cannot see each other's
 // shims, sockets and containers then, no mount that a node makes reaches the machine, and all of them
 // are gone with the last process of the namespace, however it ends. It is to be called first thing in main: what
-// ran before runs again. It returns when the program is isolated already, and does nothing for a user other
-// than root, who cannot start nodes anyway.
+// ran before runs again. It returns when the program is isolated already, and does nothing where it may not make
+// a mount namespace: no node starts there, and Start tells why.
 func Isolate() error {
-	if os.Getenv(isolatedEnv) != "" || os.Geteuid() != 0 {
+	if os.Getenv(isolatedEnv) != "" || missing() != nil {
 		return nil
 	}
 	if err := reexec(); err != nil {
 		return fmt.Errorf("isolate from the machine's containerd: %w", err)
+	}
+	return nil
+}
+
+// requirements are what every node needs, and what some need besides.
+func requirements(more ...string) []string {
+	return append([]string{testenv.SuperUser, testenv.MountNamespace, "runc"}, more...)
+}
+
+// missing returns the first requirement that is not met, nil where a node can start.
+func missing(more ...string) error {
+	for _, r := range requirements(more...) {
+		if err := testenv.Missing(r); err != nil {
+			return err
+		}
 	}
 	return nil
 }

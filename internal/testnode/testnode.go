@@ -82,7 +82,7 @@ type Node struct {
 func Start(t testing.TB, cfg Config) *Node {
 	t.Helper()
 	cfg = cfg.withDefaults()
-	testenv.Need(t, testenv.SuperUser, "runc", cfg.Version.requirement())
+	testenv.Need(t, requirements(cfg.Version.requirement())...)
 	n, err := Run(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -101,10 +101,14 @@ func Start(t testing.TB, cfg Config) *Node {
 // Run starts a node for a program that is no test. The caller has called Isolate, and calls Stop. ctx limits
 // the start only.
 func Run(ctx context.Context, cfg Config) (_ *Node, err error) {
+	cfg = cfg.withDefaults()
+	if err := missing(cfg.Version.requirement()); err != nil {
+		return nil, err
+	}
 	if os.Getenv(isolatedEnv) == "" {
 		return nil, errors.New("testnode: not isolated: call testnode.Main from TestMain (or Isolate from main)")
 	}
-	n := &Node{cfg: cfg.withDefaults()}
+	n := &Node{cfg: cfg}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("start containerd %s: %w", n.cfg.Version, err), n.Stop())

@@ -179,7 +179,7 @@ func TestRootSize(t *testing.T) {
 // The machine's own /run/containerd is out of reach.
 func TestIsolated(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, testenv.SuperUser)
+	testenv.Need(t, testenv.SuperUser, testenv.MountNamespace, "runc")
 	out, err := exec.Command("cat", "/proc/self/mountinfo").Output()
 	if err != nil {
 		t.Fatal(err)
