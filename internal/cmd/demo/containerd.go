@@ -161,9 +161,6 @@ func (w *walk) refuse(ctx context.Context) error {
 // open is what happens with the key.
 func (w *walk) open(ctx context.Context) error {
 	w.title("With the key")
-	if w.noContainers = testenv.Missing("runc"); w.noContainers != nil {
-		w.warn("%v; %s", w.noContainers, instead)
-	}
 	if err := w.start(ctx, "--key key.pem "+w.ref); err != nil {
 		return err
 	}
@@ -181,9 +178,6 @@ func (w *walk) open(ctx context.Context) error {
 	return w.start(ctx, again)
 }
 
-// instead is what happens where there is no runc, or where it may not run anything.
-const instead = "the image runs in no container: it is mounted, and its program started from there"
-
 // start runs the image, which args name at their end.
 func (w *walk) start(ctx context.Context, args string) error {
 	if w.noContainers != nil {
@@ -192,7 +186,7 @@ func (w *walk) start(ctx context.Context, args string) error {
 	out, err := w.greets(ctx, "ctr-enc run --rm "+args+" hello")
 	if err != nil && ctx.Err() == nil && strings.Contains(out, "OCI runtime create failed") {
 		w.noContainers = err
-		w.warn("runc may not start containers here; %s", instead)
+		w.warn("runc may not start containers here, so the image is mounted, and its program started from there")
 		return w.mounted(ctx, args)
 	}
 	return err

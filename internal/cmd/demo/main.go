@@ -39,7 +39,7 @@ func main() {
 		os.Exit(exitUsage)
 	}
 	var missing []string
-	for _, what := range []string{testenv.SuperUser, testenv.Containerd24} {
+	for _, what := range []string{testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, "runc"} {
 		if err := testenv.Missing(what); err != nil {
 			missing = append(missing, err.Error())
 		}

@@ -97,7 +97,7 @@ func (p *process) ends(t *testing.T) (output string) {
 
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, testenv.SuperUser, testenv.Containerd24, testenv.Busybox, "runc", "openssl")
+	testenv.Need(t, testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, testenv.Busybox, "runc", "openssl")
 	output := newProcess(t, "").ends(t)
 	for _, want := range []string{
 		"$ ctr-enc images encrypt --recipient jwe:pub.pem ",
@@ -117,7 +117,7 @@ func TestDemo(t *testing.T) {
 // A runc that may not start containers, as in some containers, costs only these.
 func TestWithoutContainers(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, testenv.SuperUser, testenv.Containerd24, testenv.Busybox, "runc", "openssl")
+	testenv.Need(t, testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, testenv.Busybox, "runc", "openssl")
 	runc, err := testenv.LookPath("runc")
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestWithoutContainers(t *testing.T) {
 // Wherever it is stopped, nothing is left.
 func TestStopped(t *testing.T) {
 	t.Parallel()
-	testenv.Need(t, testenv.SuperUser, testenv.Containerd24, "runc", "openssl")
+	testenv.Need(t, testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, "runc", "openssl")
 	for _, test := range []struct {
 		at     string
 		signal syscall.Signal
