@@ -150,7 +150,7 @@ func (l layout) init() error {
 		if _, err := os.Stat(path); err == nil {
 			continue
 		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
+		if err := replaceFile(path, []byte(body)); err != nil {
 			return err
 		}
 	}
@@ -162,5 +162,28 @@ func (l layout) blobPath(desc ocispec.Descriptor) string {
 }
 
 func (l layout) put(desc ocispec.Descriptor, body []byte) error {
-	return os.WriteFile(l.blobPath(desc), body, 0o644)
+	// In one step, so that tests in parallel can put the same blob.
+	return replaceFile(l.blobPath(desc), body)
+}
+
+// replaceFile makes path a file with that content; at no moment is it there in part.
+func replaceFile(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
 }
