@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,10 +68,7 @@ func Missing(requirement string) error {
 func check(requirement string) error {
 	switch requirement {
 	case SuperUser:
-		if os.Geteuid() != 0 {
-			return errors.New("not the super user")
-		}
-		return nil
+		return superUser()
 	case MountNamespace:
 		return mountNamespace()
 	case Containerd24:
@@ -88,6 +86,20 @@ func check(requirement string) error {
 	}
 	_, err := LookPath(requirement)
 	return err
+}
+
+// superUser is not satisfied with the root of a user namespace, who may neither mount what containerd mounts
+// nor use the machine's control groups.
+func superUser() error {
+	if os.Geteuid() != 0 {
+		return errors.New("not the super user")
+	}
+	// user_namespaces(7): user ids inside, outside, and how many. Other systems have no such file.
+	uids, err := os.ReadFile("/proc/self/uid_map")
+	if err == nil && !slices.Equal(strings.Fields(string(uids)), []string{"0", "0", "4294967295"}) {
+		return errors.New("the super user of a user namespace only")
+	}
+	return nil
 }
 
 // mountNamespace tries it, once per process.
