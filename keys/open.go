@@ -30,7 +30,7 @@ func Open(ctx context.Context, ids []Identity, annotations map[string]string) (l
 		}
 	}
 	slices.Sort(failed.Schemes)
-	for i, id := range ids {
+	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return layer.Secret{}, err
 		}
@@ -41,7 +41,7 @@ func Open(ctx context.Context, ids []Identity, annotations map[string]string) (l
 				return secret, nil
 			}
 		}
-		failed.Attempts = append(failed.Attempts, Attempt{Name: nameOf(id, i), Err: err})
+		failed.Attempts = append(failed.Attempts, Attempt{Name: nameOf(id), Err: err})
 	}
 	if err := ctx.Err(); err != nil {
 		return layer.Secret{}, err
@@ -49,11 +49,11 @@ func Open(ctx context.Context, ids []Identity, annotations map[string]string) (l
 	return layer.Secret{}, failed
 }
 
-func nameOf(id Identity, i int) string {
-	if n, ok := id.(Named); ok && n.Name() != "" {
+func nameOf(id Identity) string {
+	if n, ok := id.(Named); ok {
 		return n.Name()
 	}
-	return fmt.Sprintf("key %d", i+1)
+	return ""
 }
 
 // NoKeyError says that no identity opened a layer. [errors.Is] finds [ErrNoKey] in it.
@@ -69,7 +69,7 @@ type NoKeyError struct {
 
 // Attempt is one identity that did not open a layer.
 type Attempt struct {
-	// Name is the identity's name.
+	// Name is the identity's name, empty if it has none.
 	Name string
 	// Err is why. It wraps [ErrNoMatch] if the layer is simply not for this key.
 	Err error
@@ -87,7 +87,7 @@ func (e *NoKeyError) Error() string {
 	case 0:
 		b.WriteString("no key was given to open it")
 	case 1:
-		fmt.Fprintf(&b, "key %s does not open it", e.Attempts[0].Name)
+		fmt.Fprintf(&b, "%s does not open it", e.name(0))
 	default:
 		fmt.Fprintf(&b, "none of the %d keys opens it", n)
 	}
@@ -108,6 +108,17 @@ func (e *NoKeyError) Error() string {
 	return b.String()
 }
 
+// name is what the error calls the key of one attempt.
+func (e *NoKeyError) name(i int) string {
+	switch name := e.Attempts[i].Name; {
+	case name != "":
+		return "key " + name
+	case len(e.Attempts) == 1:
+		return "the key"
+	}
+	return fmt.Sprintf("key %d", i+1)
+}
+
 // reasons are distinct; each names its key, if it is about one.
 func (e *NoKeyError) reasons() []string {
 	var texts []string
@@ -116,14 +127,14 @@ func (e *NoKeyError) reasons() []string {
 			texts = append(texts, text)
 		}
 	}
-	for _, a := range e.Attempts {
+	for i, a := range e.Attempts {
 		if a.Err == nil || errors.Is(a.Err, ErrNoMatch) {
 			continue
 		}
 		text := oneLine{a.Err}.Error()
 		// What is malformed is the layer's, and the same for every key.
-		if len(e.Attempts) > 1 && !errors.Is(a.Err, layer.ErrMalformed) && !strings.HasPrefix(text, a.Name) {
-			text = a.Name + ": " + text
+		if len(e.Attempts) > 1 && !errors.Is(a.Err, layer.ErrMalformed) && (a.Name == "" || !strings.HasPrefix(text, a.Name)) {
+			text = e.name(i) + ": " + text
 		}
 		add(text)
 	}

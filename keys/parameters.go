@@ -79,6 +79,10 @@ func privateKeys(schemes []Scheme, kind string, values, passwords [][]byte) ([]I
 		id, err := parser.IdentityOf(k)
 		if err != nil {
 			id = &unusable{name: k.Label, err: err}
+		} else {
+			// Where it came from is not known here, and its place in a list
+			// tells nobody anything.
+			id = nameless{id}
 		}
 		ids[i] = id
 	}
@@ -138,6 +142,9 @@ func RecipientsFromParameters(schemes []Scheme, params map[string][][]byte) ([]R
 	}
 	return recipients, nil
 }
+
+// nameless is an identity without its name.
+type nameless struct{ Identity }
 
 // unusable is a key that was given but cannot be used.
 type unusable struct {

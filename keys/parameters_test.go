@@ -33,7 +33,7 @@ func TestFromParameters(t *testing.T) {
 		{"wrong password", parameters{"privkeys": {locked}, "privkeys-passwords": {[]byte("no")}}, 1, "privkeys[0]: wrong password"},
 		{"garbage beside a good one", parameters{"privkeys": {[]byte("garbage"), ec}}, 2, ""},
 		{"garbage", parameters{"privkeys": {rsaKey, []byte("garbage")}}, 2, "none of the 2 keys opens it (encrypted for jwe): privkeys[1]: not a usable key: neither PEM, DER nor JWK"},
-		{"not for it", parameters{"privkeys": {rsaKey}}, 1, "key privkeys[0] does not open it (encrypted for jwe)"},
+		{"not for it", parameters{"privkeys": {rsaKey}}, 1, "the key does not open it (encrypted for jwe)"},
 		{"kinds that do not matter here", parameters{"privkeys": {ec}, "x509s": {{1}}, "gpg-privatekeys": {{1}}, "gpg-privatekeys-passwords": {{1}}, "pkcs11-yamls": {{1}}, "pkcs11-config": {{1}}, "vault": {[]byte("x")}}, 4, ""},
 		{"empty lists", parameters{"privkeys": {}, "gpg-privatekeys": nil, "vault": {}}, 0, "no key was given"},
 		{"certificate alone", parameters{"x509s": {{1}}}, 0, "no key was given"},

@@ -102,7 +102,7 @@ func TestRun(t *testing.T) {
 		{"empty payload", nil, bytes.NewReader(sealed), []byte{}, exitFailure, "containerd sent no payload: it is empty"},
 		{"malformed payload", nil, bytes.NewReader(sealed), good[:len(good)-1], exitFailure, "malformed payload: cut off"},
 		{"no key", nil, bytes.NewReader(sealed), marshal(t, e.payload()), exitNoKey, "no key was given to open it (encrypted for jwe)"},
-		{"wrong key", nil, bytes.NewReader(sealed), marshal(t, e.payload(other)), exitNoKey, "privkeys[0] does not open it"},
+		{"wrong key", nil, bytes.NewReader(sealed), marshal(t, e.payload(other)), exitNoKey, "the key does not open it"},
 		{"two wrong keys", nil, bytes.NewReader(sealed), marshal(t, e.payload(other, []byte("garbage"))), exitNoKey, "none of the 2 keys opens it"},
 		{"no packets", nil, bytes.NewReader(sealed), marshal(t, noPackets.payload(e.private)), exitFailure, "no packet"},
 		{"no options", nil, bytes.NewReader(sealed), marshal(t, noOptions.payload(e.private)), exitTampered, "tampered: its MAC is missing"},
