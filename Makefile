@@ -62,7 +62,8 @@ imports: ## who imports whom
 	$(GO) test ./internal/imports
 
 demo: setup ## the walkthrough on a real containerd
-	@$(GO) run -buildvcs=false ./internal/cmd/demo
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o $(CACHE)/demo ./internal/cmd/demo
+	@$(CACHE)/demo
 
 bench: ## benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem $(BENCHMARKS)
