@@ -266,7 +266,8 @@ func follow(d *document, moved map[digest.Digest]digest.Digest) {
 		return
 	}
 	for i, entry := range d.children {
-		if to, ok := moved[digest.Digest(entry.Annotations[referenceDigest])]; ok {
+		about, ok := entry.Annotations[referenceDigest]
+		if to, moved := moved[digest.Digest(about)]; ok && moved {
 			d.nodes[i].Get("annotations").GetExact(referenceDigest).SetString(to.String())
 		}
 	}
