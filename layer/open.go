@@ -174,5 +174,5 @@ func (o *Opener) buffer() []byte {
 		o.spare = nil
 		return buf
 	}
-	return make([]byte, min(chunk, o.size+1))
+	return make([]byte, min(chunk-1, o.size)+1)
 }

@@ -197,7 +197,7 @@ func verify(ctx context.Context, want ocispec.Descriptor, r io.Reader) error {
 func pump(ctx context.Context, w io.Writer, want ocispec.Descriptor, r io.Reader) (int64, error) {
 	size := int64(chunk)
 	if want.Digest != "" {
-		size = min(size, max(want.Size, 0)+1)
+		size = min(size-1, max(want.Size, 0)) + 1
 	}
 	buf := make([]byte, size)
 	var total int64
