@@ -17,13 +17,14 @@ import (
 // [ErrNothingSelected]. Layers' bytes are not read.
 func Authorize(ctx context.Context, s Store, root ocispec.Descriptor, o AuthorizeOptions) error {
 	seen := 0
-	err := visit(ctx, s, root, 0, func(entry ocispec.Descriptor) bool {
+	r := &imageReader{store: s}
+	err := visit(ctx, r, root, 0, func(entry ocispec.Descriptor) bool {
 		return !isAttestation(entry) && (entry.Platform == nil || o.Platform == nil || o.Platform(entry.Platform))
 	}, func(d *document) error {
 		platform := d.desc.Platform
 		if o.Platform != nil {
 			var err error
-			if platform, err = platformOf(ctx, s, d); err != nil {
+			if platform, err = r.platformOf(ctx, d); err != nil {
 				return err
 			}
 			if !o.Platform(platform) {
@@ -60,11 +61,11 @@ func authorize(ctx context.Context, layers []ocispec.Descriptor, p *ocispec.Plat
 
 // visit calls manifest for every manifest of an image whose index entries enter
 // lets through.
-func visit(ctx context.Context, s Store, desc ocispec.Descriptor, depth int, enter func(ocispec.Descriptor) bool, manifest func(*document) error) error {
+func visit(ctx context.Context, r *imageReader, desc ocispec.Descriptor, depth int, enter func(ocispec.Descriptor) bool, manifest func(*document) error) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: indexes nested more than %d deep", ErrManifest, maxDepth)
 	}
-	d, err := readDocument(ctx, s, desc)
+	d, err := r.document(ctx, desc)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func visit(ctx context.Context, s Store, desc ocispec.Descriptor, depth int, ent
 		if !isManifest(entry.MediaType) && !isIndex(entry.MediaType) || !enter(entry) {
 			continue
 		}
-		if err := visit(ctx, s, entry, depth+1, enter, manifest); err != nil {
+		if err := visit(ctx, r, entry, depth+1, enter, manifest); err != nil {
 			return err
 		}
 	}

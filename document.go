@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt/internal/rawjson"
@@ -55,15 +56,44 @@ type document struct {
 // index says whether d is an index.
 func (d *document) index() bool { return isIndex(d.desc.MediaType) }
 
-// readDocument reads and parses the manifest or index of desc.
-func readDocument(ctx context.Context, s Store, desc ocispec.Descriptor) (*document, error) {
+// Limits on what an image may make its reader do. They are far above what any image
+// needs; without them a few nested indexes that name the same one over and over are
+// endless work.
+const (
+	// maxChildren bounds the layers of a manifest, and the entries of an index.
+	maxChildren = 10000
+	// maxDocuments bounds how many manifests, indexes and configs are read, each
+	// counted as often as it is named.
+	maxDocuments = 10000
+	// maxDocumentBytes bounds how many bytes these have.
+	maxDocumentBytes = 64 << 20
+)
+
+// imageReader reads the manifests, indexes and configs of one image, within limits.
+type imageReader struct {
+	store     Store
+	documents int
+	bytes     int
+}
+
+func (r *imageReader) read(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if r.documents++; r.documents > maxDocuments || r.bytes > maxDocumentBytes {
+		return nil, fmt.Errorf("%w: the image has more than %d manifests, indexes and configs, or they have more than %d bytes", ErrManifest, maxDocuments, maxDocumentBytes)
+	}
+	text, err := readBlob(ctx, r.store, desc)
+	r.bytes += len(text)
+	return text, err
+}
+
+// document reads and parses the manifest or index of desc.
+func (r *imageReader) document(ctx context.Context, desc ocispec.Descriptor) (*document, error) {
 	switch {
 	case desc.MediaType == dockerSchema1 || desc.MediaType == dockerSchema1Signed:
 		return nil, fmt.Errorf("%w: %s is a Docker schema 1 manifest, which cannot carry encrypted layers", ErrManifest, desc.Digest)
 	case !isManifest(desc.MediaType) && !isIndex(desc.MediaType):
 		return nil, fmt.Errorf("%w: %s has media type %.100q, which is neither a manifest's nor an index's", ErrManifest, desc.Digest, desc.MediaType)
 	}
-	text, err := readBlob(ctx, s, desc)
+	text, err := r.read(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -136,6 +166,9 @@ func descriptors(list *rawjson.Value, name string) ([]ocispec.Descriptor, []*raw
 	if !list.IsArray() {
 		return nil, nil, fmt.Errorf("%w: %s is not an array", ErrManifest, name)
 	}
+	if n := list.Len(); n > maxChildren {
+		return nil, nil, fmt.Errorf("%w: %d %s, at most %d are read", ErrManifest, n, name, maxChildren)
+	}
 	var descs []ocispec.Descriptor
 	var nodes []*rawjson.Value
 	for i := range list.Len() {
@@ -162,6 +195,11 @@ func descriptor(node *rawjson.Value, where string) (ocispec.Descriptor, error) {
 	}
 	if err := json.Unmarshal(node.Bytes(), &desc); err != nil {
 		return desc, fmt.Errorf("%w: %s: %w", ErrManifest, where, err)
+	}
+	// Whether it can be looked up is for later; here it is only made sure that it
+	// can be shown. Anyone may have written it.
+	if text := desc.Digest.String(); text != "" && (len(text) > 256 || !digest.DigestRegexpAnchored.MatchString(text)) {
+		return desc, fmt.Errorf("%w: %s has the digest %.100q", ErrManifest, where, text)
 	}
 	return desc, checkAnnotations(node, where+".annotations")
 }
@@ -192,14 +230,14 @@ func isAttestation(entry ocispec.Descriptor) bool {
 
 // platformOf returns the platform of a manifest: that of its index entry, else the
 // one that its image config names, else nil.
-func platformOf(ctx context.Context, s Store, d *document) (*ocispec.Platform, error) {
+func (r *imageReader) platformOf(ctx context.Context, d *document) (*ocispec.Platform, error) {
 	if d.desc.Platform != nil {
 		return d.desc.Platform, nil
 	}
 	if t := d.config.MediaType; t != ocispec.MediaTypeImageConfig && t != dockerConfig {
 		return nil, nil
 	}
-	text, err := readBlob(ctx, s, d.config)
+	text, err := r.read(ctx, d.config)
 	if err != nil {
 		return nil, err
 	}

@@ -126,7 +126,7 @@ func (c *encryption) layer(ctx context.Context, l Layer) (sealing, error) {
 	}
 	for name := range l.Desc.Annotations {
 		if layer.IsAnnotation(name) {
-			return sealing{}, fmt.Errorf("%w: it has the annotation %s of an encrypted layer, and the media type %q", ErrManifest, name, l.Desc.MediaType)
+			return sealing{}, fmt.Errorf("%w: it has the annotation %.100q of an encrypted layer, and the media type %q", ErrManifest, name, l.Desc.MediaType)
 		}
 	}
 	if l.Desc.MediaType == "" {

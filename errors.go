@@ -3,6 +3,8 @@ package imgcrypt
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -61,9 +63,13 @@ func forPlatform(p *ocispec.Platform) string {
 	if p == nil || p.OS == "" {
 		return ""
 	}
-	text := " for " + p.OS + "/" + p.Architecture
+	text := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		text += "/" + p.Variant
 	}
-	return text
+	if len(text) > 100 || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		// Anyone may have written it, and errors are shown on terminals.
+		text = fmt.Sprintf("%.100q", text)
+	}
+	return " for " + text
 }

@@ -67,16 +67,16 @@ type Recipient struct {
 // store is listed as missing; root itself has to be there.
 func Inspect(ctx context.Context, s Store, root ocispec.Descriptor, o InspectOptions) (Image, error) {
 	img := Image{Desc: root}
-	err := inspect(ctx, s, root, 0, &img, o)
+	err := inspect(ctx, &imageReader{store: s}, root, 0, &img, o)
 	return img, err
 }
 
-func inspect(ctx context.Context, s Store, desc ocispec.Descriptor, depth int, img *Image, o InspectOptions) error {
+func inspect(ctx context.Context, r *imageReader, desc ocispec.Descriptor, depth int, img *Image, o InspectOptions) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: indexes nested more than %d deep", ErrManifest, maxDepth)
 	}
 	m := Manifest{Desc: desc, Platform: desc.Platform, Attestation: isAttestation(desc)}
-	d, err := readDocument(ctx, s, desc)
+	d, err := r.document(ctx, desc)
 	if depth > 0 && errors.Is(err, ErrNotFound) {
 		if o.Platform == nil || o.Platform(desc.Platform) {
 			m.Missing = true
@@ -92,14 +92,14 @@ func inspect(ctx context.Context, s Store, desc ocispec.Descriptor, depth int, i
 			if !isManifest(entry.MediaType) && !isIndex(entry.MediaType) {
 				continue
 			}
-			if err := inspect(ctx, s, entry, depth+1, img, o); err != nil {
+			if err := inspect(ctx, r, entry, depth+1, img, o); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	// A platform that cannot be found out is unknown, no failure.
-	if m.Platform, err = platformOf(ctx, s, d); err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrManifest) {
+	if m.Platform, err = r.platformOf(ctx, d); err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrManifest) {
 		return err
 	}
 	if o.Platform != nil && !o.Platform(m.Platform) {

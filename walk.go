@@ -47,12 +47,13 @@ type editor struct {
 	crypt   cryptor
 	chosen  int           // layers that the selection chose
 	missing *MissingError // the first entry that was left out for it
+	reader  imageReader
 	done    map[string]outcome
 }
 
 // edit walks the image root.
 func (e *editor) edit(ctx context.Context, root ocispec.Descriptor) (ocispec.Descriptor, error) {
-	e.done = make(map[string]outcome)
+	e.done, e.reader = make(map[string]outcome), imageReader{store: e.store}
 	out, err := e.walk(ctx, root, 0)
 	if err != nil || out.after == nil {
 		return root, err
@@ -66,7 +67,7 @@ func (e *editor) walk(ctx context.Context, desc ocispec.Descriptor, depth int) (
 	if depth > maxDepth {
 		return outcome{}, fmt.Errorf("%w: indexes nested more than %d deep", ErrManifest, maxDepth)
 	}
-	d, err := readDocument(ctx, e.store, desc)
+	d, err := e.reader.document(ctx, desc)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -78,7 +79,7 @@ func (e *editor) walk(ctx context.Context, desc ocispec.Descriptor, depth int) (
 
 // walkManifest changes one manifest, unless the same one was changed already.
 func (e *editor) walkManifest(ctx context.Context, d *document) (outcome, error) {
-	platform, err := platformOf(ctx, e.store, d)
+	platform, err := e.reader.platformOf(ctx, d)
 	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrManifest) {
 		return outcome{}, err
 	}
@@ -88,7 +89,7 @@ func (e *editor) walkManifest(ctx context.Context, d *document) (outcome, error)
 		e.crypt.unchosen(d.desc, "its platform is not selected")
 		return unchanged, nil
 	}
-	key := string(d.desc.Digest) + forPlatform(platform)
+	key := fmt.Sprintf("%s %+v", d.desc.Digest, platform)
 	if out, ok := e.done[key]; ok {
 		return out, nil
 	}

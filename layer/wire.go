@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -65,22 +66,30 @@ func Packets(annotations map[string]string) ([]Packet, error) {
 		}
 		for i, text := range strings.Split(annotations[name], ",") {
 			if len(packets) == MaxPackets {
-				errs = append(errs, fmt.Errorf("annotation %s: %w: more than %d packets", name, ErrMalformed, MaxPackets))
+				errs = append(errs, fmt.Errorf("annotation %s: %w: more than %d packets", shown(name), ErrMalformed, MaxPackets))
 				return packets, errors.Join(errs...)
 			}
 			if len(text) > base64.StdEncoding.EncodedLen(MaxPacketSize) {
-				errs = append(errs, fmt.Errorf("annotation %s: packet %d: %w: over %d bytes", name, i, ErrMalformed, MaxPacketSize))
+				errs = append(errs, fmt.Errorf("annotation %s: packet %d: %w: over %d bytes", shown(name), i, ErrMalformed, MaxPacketSize))
 				continue
 			}
 			data, err := base64.StdEncoding.DecodeString(text)
 			if err != nil || len(data) == 0 {
-				errs = append(errs, fmt.Errorf("annotation %s: packet %d: %w: not base64", name, i, ErrMalformed))
+				errs = append(errs, fmt.Errorf("annotation %s: packet %d: %w: not base64", shown(name), i, ErrMalformed))
 				continue
 			}
 			packets = append(packets, Packet{Scheme: scheme, Data: data})
 		}
 	}
 	return packets, errors.Join(errs...)
+}
+
+// shown makes the name of an annotation fit for an error: anyone may have written it.
+func shown(name string) string {
+	if len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fmt.Sprintf("%.100q", name)
+	}
+	return name
 }
 
 // AddPacket returns the value of the annotation for p.Scheme with p appended to
