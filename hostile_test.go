@@ -136,7 +136,7 @@ func TestUnprintable(t *testing.T) {
 	show(`{"layers":[{"mediaType":"x+encrypted","digest":`+value+`,"size":1}]}`, "", "digest")
 	show(`{"layers":[{"mediaType":`+strings.Replace(value, "ok", "+encrypted", 1)+`,"digest":"sha256:`+zeros+`","size":1}]}`, "", "media type")
 	show(`{"layers":[{"mediaType":"x","digest":"sha256:`+zeros+`","size":1,"annotations":{"org.opencontainers.image.enc.keys.`+name+`":"!"}}]}`, "", "annotation")
-	show(`{"layers":[{"mediaType":"x+encrypted","digest":"sha256:`+zeros+`","size":1,"annotations":{"org.opencontainers.image.enc.keys.`+name+`":"!"}}]}`, "", "scheme")
+	show(`{"layers":[{"mediaType":"x+encrypted","digest":"sha256:`+zeros+`","size":1,"annotations":{"org.opencontainers.image.enc.keys.`+name+`":"eHg="}}]}`, "", "scheme")
 	if len(shown) < 8 {
 		t.Errorf("only %d texts", len(shown))
 	}

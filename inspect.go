@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -124,7 +125,7 @@ func inspectLayer(i int, desc ocispec.Descriptor, schemes []keys.Scheme) LayerIn
 	packets, _ := layer.Packets(desc.Annotations)
 	for name := range desc.Annotations {
 		if scheme, ok := strings.CutPrefix(name, layer.KeysAnnotationPrefix); ok && scheme != "" {
-			info.Schemes = append(info.Schemes, scheme)
+			info.Schemes = append(info.Schemes, word(scheme))
 		}
 	}
 	slices.Sort(info.Schemes)
@@ -139,6 +140,14 @@ func inspectLayer(i int, desc ocispec.Descriptor, schemes []keys.Scheme) LayerIn
 	return info
 }
 
+// word quotes what would not be shown as one word, since anyone may have written it.
+func word(name string) string {
+	if len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' || r == ',' }) {
+		return fmt.Sprintf("%.100q", name)
+	}
+	return name
+}
+
 // describe names the recipients of a packet.
 func describe(p layer.Packet, schemes []keys.Scheme) []string {
 	for _, scheme := range schemes {
@@ -146,5 +155,5 @@ func describe(p layer.Packet, schemes []keys.Scheme) []string {
 			return scheme.Describe(p)
 		}
 	}
-	return []string{"[" + p.Scheme + "]"}
+	return []string{"[" + word(p.Scheme) + "]"}
 }

@@ -91,7 +91,11 @@ func (e *NoKeyError) Error() string {
 	default:
 		fmt.Fprintf(&b, "none of the %d keys opens it", n)
 	}
-	fmt.Fprintf(&b, " (encrypted for %s)", strings.Join(e.Schemes, ", "))
+	fmt.Fprintf(&b, " (encrypted for %s", strings.Join(e.Schemes[:min(len(e.Schemes), maxReasons)], ", "))
+	if more := len(e.Schemes) - maxReasons; more > 0 {
+		fmt.Fprintf(&b, " and %d more schemes", more)
+	}
+	b.WriteString(")")
 	reasons := e.reasons()
 	for i, r := range reasons {
 		if i == maxReasons {

@@ -54,18 +54,29 @@ type Packet struct {
 
 // Packets returns the packets of a descriptor's annotations, ordered by scheme
 // name and then as they are written. A packet that is not base64, or is over a
-// limit, is left out and reported in the error, which then names it; the other
-// packets are still returned, so that one damaged packet shuts out nobody else.
+// limit, or whose scheme's name does not print, is left out and reported in the
+// error, which then names it; the other packets are still returned, so that one
+// damaged packet shuts out nobody else.
 func Packets(annotations map[string]string) ([]Packet, error) {
 	var packets []Packet
 	var errs []error
+	seen := 0
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
 		scheme, ok := strings.CutPrefix(name, KeysAnnotationPrefix)
 		if !ok || scheme == "" || annotations[name] == "" {
 			continue
 		}
-		for i, text := range strings.Split(annotations[name], ",") {
-			if len(packets) == MaxPackets {
+		if shown(name) != name {
+			if seen++; seen <= MaxPackets {
+				errs = append(errs, fmt.Errorf("annotation %s: %w: not the name of a scheme", shown(name), ErrMalformed))
+			}
+			continue
+		}
+		i := -1
+		for text := range strings.SplitSeq(annotations[name], ",") {
+			i++
+			// Damaged ones count too: of a million commas, each would be one.
+			if seen++; seen > MaxPackets {
 				errs = append(errs, fmt.Errorf("annotation %s: %w: more than %d packets", shown(name), ErrMalformed, MaxPackets))
 				return packets, errors.Join(errs...)
 			}
@@ -86,7 +97,7 @@ func Packets(annotations map[string]string) ([]Packet, error) {
 
 // shown makes the name of an annotation fit for an error: anyone may have written it.
 func shown(name string) string {
-	if len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	if len(name) > 200 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return fmt.Sprintf("%.100q", name)
 	}
 	return name

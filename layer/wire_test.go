@@ -37,6 +37,13 @@ func TestPackets(t *testing.T) {
 	if got, err := layer.Packets(map[string]string{keysPrefix + "jwe": many}); len(got) != layer.MaxPackets || !errors.Is(err, layer.ErrMalformed) {
 		t.Errorf("%d packets: %v", len(got), err)
 	}
+	_, err = layer.Packets(map[string]string{keysPrefix + "jwe": strings.Repeat(",", 4<<20)})
+	if !errors.Is(err, layer.ErrMalformed) || len(err.Error()) > 200*layer.MaxPackets {
+		t.Errorf("four million empty packets: %.300v", err)
+	}
+	if got, err := layer.Packets(map[string]string{keysPrefix + "\x1b[2J": "eA=="}); len(got) != 0 || !errors.Is(err, layer.ErrMalformed) || strings.Contains(err.Error(), "\x1b") {
+		t.Errorf("a scheme that moves the cursor: %v, %q", got, err)
+	}
 	huge := b64(make([]byte, layer.MaxPacketSize+3))
 	if got, err := layer.Packets(map[string]string{keysPrefix + "jwe": huge}); len(got) != 0 || !errors.Is(err, layer.ErrMalformed) {
 		t.Errorf("a huge packet: %v", err)
