@@ -56,6 +56,10 @@ func (e *DamagedError) Error() string {
 // Unwrap returns [layer.ErrMalformed].
 func (e *DamagedError) Unwrap() error { return layer.ErrMalformed }
 
+// maxRecipients bounds the recipients of a layer. Each of them costs every key that
+// is tried an operation, and one is written in some fifty bytes.
+const maxRecipients = 1024
+
 // candidate is one packet, taken apart.
 type candidate struct {
 	obj  *jose.JSONWebEncryption
@@ -69,16 +73,22 @@ type candidate struct {
 func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte, error) {
 	var first, rest []candidate
 	var malformed []error
+	recipients := 0
 	for _, p := range packets {
 		if p.Scheme != Name {
 			continue
 		}
-		obj, err := parse(p.Data)
-		if err != nil {
+		c := candidate{kids: keyIDs(p.Data)}
+		if recipients+len(c.kids) > maxRecipients {
+			malformed = append(malformed, fmt.Errorf("jwe packet: %w: more than %d recipients", layer.ErrMalformed, maxRecipients))
+			continue
+		}
+		recipients += len(c.kids)
+		var err error
+		if c.obj, err = parse(p.Data); err != nil {
 			malformed = append(malformed, err)
 			continue
 		}
-		c := candidate{obj: obj, kids: keyIDs(p.Data)}
 		if id.named(c.kids) != "" {
 			first = append(first, c)
 		} else {
