@@ -7,11 +7,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
-	"unicode"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/internal/version"
 	"imgcrypt/keys"
 	"imgcrypt/keys/schemes"
@@ -149,7 +148,7 @@ func decode(ctx context.Context, opts options, payload io.ReadCloser, keep keepe
 		Warn: func(w error) {
 			switch warned++; {
 			case warned <= maxWarnings:
-				fmt.Fprintf(std.err, "ctd-decoder: warning: %s\n", oneLine(w.Error()))
+				fmt.Fprintf(std.err, "ctd-decoder: warning: %s\n", oneline.Of(w.Error()))
 			case warned == maxWarnings+1:
 				fmt.Fprintf(std.err, "ctd-decoder: warning: and more like these\n")
 			}
@@ -197,23 +196,11 @@ func report(w io.Writer, err error) {
 	if errors.Is(err, errAbandoned) {
 		return
 	}
-	text := oneLine(err.Error())
+	text := oneline.Of(err.Error())
 	if errors.Is(err, streamproc.ErrNoPayload) {
 		text += ": " + noPayloadHint
 	}
 	fmt.Fprintf(w, "ctd-decoder: error: %s\n", text)
-}
-
-// oneLine makes the text of an error fit for a log: joined errors come with line
-// breaks, and some of what they quote was written by others.
-func oneLine(text string) string {
-	text = strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ")
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, text)
 }
 
 func exitCode(err error) int {

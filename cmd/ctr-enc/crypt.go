@@ -16,6 +16,7 @@ import (
 
 	"imgcrypt"
 	"imgcrypt/images/encryption"
+	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
 	"imgcrypt/keys/schemes"
 )
@@ -162,7 +163,7 @@ func (j *job) rewrite(ctx context.Context, nothing string, work func(context.Con
 }
 
 func (j *job) notify(n imgcrypt.Notice) {
-	fmt.Fprintf(j.cmd.Root().ErrWriter, "%s: note: %s\n", name, n.Text)
+	fmt.Fprintf(j.cmd.Root().ErrWriter, "%s: note: %s\n", name, oneline.Of(n.Text))
 }
 
 // inspect returns what the image is, and what the flags choose of it. A flag that chooses nothing is an error.
@@ -224,8 +225,8 @@ func layerinfo(ctx context.Context, j *job) error {
 				recipients = append(recipients, r.Name)
 			}
 			slices.Sort(recipients)
-			fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t\n", l.Index, l.Digest, platforms.Format(*cmp.Or(m.Platform, &ocispec.Platform{})),
-				l.Size, strings.Join(l.Schemes, ","), strings.Join(recipients, ", "))
+			platform := oneline.Of(platforms.Format(*cmp.Or(m.Platform, &ocispec.Platform{})))
+			fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t\n", l.Index, l.Digest, platform, l.Size, strings.Join(l.Schemes, ","), strings.Join(recipients, ", "))
 		}
 	}
 	return w.Flush()

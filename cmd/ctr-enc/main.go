@@ -14,11 +14,11 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
 	"github.com/urfave/cli/v3"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/internal/version"
 )
 
@@ -37,9 +37,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	// One line, also where containerd quotes several of a decoder.
-	if lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }); len(lines) > 0 {
-		fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(lines, "; "))
+	if line := oneline.Of(err.Error()); line != "" { // containerd quotes several of a decoder
+		fmt.Fprintf(stderr, "%s: %s\n", name, line)
 	}
 	var exit cli.ExitCoder
 	if errors.As(err, &exit) {
