@@ -64,9 +64,9 @@ const (
 	maxChildren = 10000
 	// maxDocuments bounds how many manifests, indexes and configs are read, each
 	// counted as often as it is named.
-	maxDocuments = 10000
+	maxDocuments = 2000
 	// maxDocumentBytes bounds how many bytes these have.
-	maxDocumentBytes = 64 << 20
+	maxDocumentBytes = 32 << 20
 )
 
 // imageReader reads the manifests, indexes and configs of one image, within limits.

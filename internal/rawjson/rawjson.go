@@ -10,6 +10,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrInvalid means that a text is not JSON.
@@ -41,6 +42,9 @@ type Item struct {
 
 // Name returns the member's name.
 func (it *Item) Name() string {
+	if n := len(it.Key); n >= 2 && strings.IndexByte(it.Key, '\\') < 0 && utf8.ValidString(it.Key) {
+		return it.Key[1 : n-1]
+	}
 	var name string
 	if json.Unmarshal([]byte(it.Key), &name) != nil {
 		return it.Key
