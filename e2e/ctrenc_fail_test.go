@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net"
 	"os"
@@ -37,15 +38,19 @@ func TestInterrupted(t *testing.T) {
 		before := n.blobs(t)
 		encrypt := []string{"images", "encrypt", "--recipient", keys.recipient(), plainName, encName}
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
-			cmd := n.Command(t.Context(), n.ctrEnc, encrypt...)
+			ctx, interrupt := context.WithCancel(t.Context())
+			cmd := n.Command(ctx, n.ctrEnc, encrypt...)
+			cmd.Cancel = func() error { return cmd.Process.Signal(sig) }
+			cmd.WaitDelay = time.Minute // before it is killed after all
 			go func() {
+				defer interrupt()
 				// As soon as the first layer is there, the second is being written.
-				for deadline := time.Now().Add(time.Minute); len(n.blobs(t)) == len(before) && time.Now().Before(deadline); {
+				for deadline := time.Now().Add(time.Minute); ctx.Err() == nil && len(n.blobs(t)) == len(before) && time.Now().Before(deadline); {
 					time.Sleep(time.Millisecond)
 				}
-				_ = cmd.Process.Signal(sig)
 			}()
 			r := testnode.Capture(cmd)
+			interrupt()
 			if sig == syscall.SIGKILL {
 				if r.Err == nil {
 					t.Fatalf("was to be killed: %s", r)
