@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
@@ -123,21 +124,18 @@ func newJob(cmd *cli.Command) (*job, error) {
 
 func encrypt(ctx context.Context, j *job) error {
 	return j.rewrite(ctx, "all recipients can open it already", func(ctx context.Context, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
-		opts := imgcrypt.EncryptOptions{Recipients: j.recipients, Identities: j.identities, Select: chosen, Notify: j.notify}
-		return imgcrypt.Encrypt(ctx, j.store, root, opts)
+		return imgcrypt.Encrypt(ctx, j.store, root, imgcrypt.EncryptOptions{Recipients: j.recipients, Identities: j.identities, Select: chosen, Notify: j.notify})
 	})
 }
 
 func decrypt(ctx context.Context, j *job) error {
 	return j.rewrite(ctx, "nothing to decrypt", func(ctx context.Context, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
-		opts := imgcrypt.DecryptOptions{Identities: j.identities, Select: chosen, Notify: j.notify}
-		opts.KeepMissing = chosen.Platform == nil // What was pulled for one platform is decrypted for that one.
-		return imgcrypt.Decrypt(ctx, j.store, root, opts)
+		missing := chosen.Platform == nil // What was pulled for one platform is decrypted for that one.
+		return imgcrypt.Decrypt(ctx, j.store, root, imgcrypt.DecryptOptions{Identities: j.identities, Select: chosen, KeepMissing: missing, Notify: j.notify})
 	})
 }
 
-// rewrite has work rewrite the image, names the result and says what was done; nothing is what it says
-// where there was nothing to do.
+// rewrite has work rewrite the image, names the result and says what was done, or nothing where nothing was.
 func (j *job) rewrite(ctx context.Context, nothing string, work func(context.Context, ocispec.Descriptor, imgcrypt.Selection) (imgcrypt.Result, error)) error {
 	return leased(ctx, j.client, func(ctx context.Context) error {
 		img, chosen, err := j.inspect(ctx)
@@ -169,6 +167,10 @@ func (j *job) notify(n imgcrypt.Notice) {
 // inspect returns what the image is, and what the flags choose of it. A flag that chooses nothing is an error.
 func (j *job) inspect(ctx context.Context) (img imgcrypt.Image, chosen imgcrypt.Selection, err error) {
 	root, err := j.tags.Resolve(ctx, j.local)
+	if id, ok := leases.FromContext(ctx); ok && err == nil {
+		// It stays until the work is done, with all that it refers to, whatever becomes of its name meanwhile.
+		err = j.client.LeasesService().AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: root.Digest.String(), Type: "content"})
+	}
 	if err == nil {
 		img, err = imgcrypt.Inspect(ctx, j.store, root, imgcrypt.InspectOptions{Schemes: schemes.All()})
 	}
@@ -224,7 +226,6 @@ func layerinfo(ctx context.Context, j *job) error {
 			for _, r := range l.Recipients {
 				recipients = append(recipients, r.Name)
 			}
-			slices.Sort(recipients)
 			platform := oneline.Of(platforms.Format(*cmp.Or(m.Platform, &ocispec.Platform{})))
 			fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\t\n", l.Index, l.Digest, platform, l.Size, strings.Join(l.Schemes, ","), strings.Join(recipients, ", "))
 		}

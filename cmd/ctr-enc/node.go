@@ -20,8 +20,7 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// connect connects to the containerd that cmd's flags name. Unlike ctr's own function, it fails
-// at once where nobody listens. The returned context carries namespace and timeout.
+// connect connects as ctr does, but fails at once where nobody listens. The returned context carries namespace and timeout.
 func connect(ctx context.Context, cmd *cli.Command) (context.Context, *containerd.Client, func(), error) {
 	address, timeout := cmd.String("address"), cmd.Duration("connect-timeout")
 	if timeout <= 0 {
