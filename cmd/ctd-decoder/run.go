@@ -18,7 +18,7 @@ import (
 	"imgcrypt/streamproc"
 )
 
-// Exit codes; those of all of the module's programs.
+// Exit codes.
 const (
 	exitOK          = 0
 	exitFailure     = 1

@@ -23,8 +23,8 @@ import (
 // gpgFlags say where gpg's keys are.
 func gpgFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "gpg-homedir", Usage: "Home directory of gpg (default: gpg's own)"},
-		&cli.StringFlag{Name: "gpg-version", Usage: "Version of gpg: 1, 2, v1 or v2", Validator: func(v string) error {
+		&cli.StringFlag{Name: "gpg-homedir", Usage: "Home directory of gpg; not used yet"},
+		&cli.StringFlag{Name: "gpg-version", Usage: "Version of gpg: 1, 2, v1 or v2; not used yet", Validator: func(v string) error {
 			if !slices.Contains([]string{"", "1", "2", "v1", "v2"}, v) {
 				return fmt.Errorf("gpg version %q is none of 1, 2, v1, v2", v)
 			}
@@ -37,7 +37,7 @@ func gpgFlags() []cli.Flag {
 func keyFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringSliceFlag{Name: "key", Usage: "Private `KEY` that opens the image: FILE, FILE:PASSWORD, FILE:pass=PASSWORD, FILE:file=PATH or FILE:fd=N (repeatable)"},
-		&cli.StringSliceFlag{Name: "dec-recipient", Usage: "Certificate that belongs to a private key, as in pkcs7:`FILE` (repeatable)"},
+		&cli.StringSliceFlag{Name: "dec-recipient", Usage: "Certificate that belongs to a private key, as in pkcs7:`FILE`; not built yet"},
 	}, gpgFlags()...)
 }
 

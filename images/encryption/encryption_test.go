@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/containers/ocicrypt"
@@ -92,6 +93,23 @@ func TestRoundTrip(t *testing.T) {
 			}
 			checkNoIngests(t, cs)
 		})
+	}
+}
+
+// A store without labels cannot be given any, and needs none.
+func TestStoreWithoutLabels(t *testing.T) {
+	t.Parallel()
+	p := newPair()
+	dir := t.TempDir()
+	image := writeImage(t, dir, testimage.Spec{})
+	cs := must(local.NewStore(dir))
+	sealed, changed, err := encryption.EncryptImage(t.Context(), cs, image, p.encrypts(), nil)
+	if err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	again, changed, err := encryption.DecryptImage(t.Context(), cs, sealed, p.decrypts(), nil)
+	if err != nil || !changed || again.Digest != image.Digest {
+		t.Error(again.Digest, changed, err)
 	}
 }
 

@@ -9,13 +9,13 @@ import (
 func TestOf(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"":                                  "",
-		"\n":                                "",
-		"a line":                            "a line",
-		"one\ntwo\r\n\nthree\n":             "one; two; three",
+		"":                                   "",
+		"\n":                                 "",
+		"a line":                             "a line",
+		"one\ntwo\r\n\nthree\n":              "one; two; three",
 		"\x1b[2J\x1b]0;title\a\x00\u009b31m": "?[2J?]0;title???31m",
-		"a\tb\u202egnp.exe\u2028c\xffd":     "a?b?gnp.exe?c\ufffdd",
-		"Schlüssel – 鍵":                     "Schlüssel – 鍵",
+		"a\tb\u202egnp.exe\u2028c\xffd":      "a?b?gnp.exe?c\ufffdd",
+		"Schlüssel – 鍵":                      "Schlüssel – 鍵",
 	} {
 		if got := oneline.Of(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)

@@ -125,7 +125,7 @@ func (w *walk) encrypt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.say("What such a layer was, a gzip file, nobody can tell any more:")
+	w.say("Without the key nobody can read the gzip file that such a layer was:")
 	layer := digestPattern.FindString(out)
 	if err := w.refused(ctx, "ctr-enc content get "+layer+" | gzip --test", "not in gzip format"); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/log"
@@ -101,7 +102,11 @@ func (l *library) encrypt(ctx context.Context, plain ocispec.Descriptor) (ocispe
 	}
 	for _, m := range img.Manifests {
 		for _, i := range m.Layers {
-			l.say("Layer %d: %s, %d bytes, for %v", i.Index, i.MediaType, i.Size, i.Recipients)
+			var names []string
+			for _, r := range i.Recipients {
+				names = append(names, r.Scheme+" "+r.Name)
+			}
+			l.say("Layer %d: %s, %d bytes, for %s", i.Index, i.MediaType, i.Size, strings.Join(names, ", "))
 		}
 	}
 	if err := l.registry.Upload(ctx, l.path("build"), res.Desc, "hello:encrypted"); err != nil {

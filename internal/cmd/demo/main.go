@@ -25,7 +25,7 @@ import (
 	"imgcrypt/internal/testnode"
 )
 
-// Exit codes; those of all of the module's programs.
+// Exit codes.
 const (
 	exitOK          = 0
 	exitFailure     = 1
