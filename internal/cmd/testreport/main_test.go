@@ -59,6 +59,14 @@ func TestReport(t *testing.T) {
 			last: "1 passed, 0 failed, 1 skipped", has: []string{"a skipped test is a failure here"},
 		},
 		{
+			name: "skipped, then passed", input: events("q.S run", "q.S output     s_test.go:7: needs x: no", "q.S skip", "q.S run", "q.S pass", "q pass"),
+			strict: true, code: 1, last: "0 passed, 0 failed, 1 skipped", has: []string{"  q S: needs x: no\n"},
+		},
+		{
+			name: "failed, then passed", input: events("q.S run", "q.S output why", "q.S fail", "q.S run", "q.S pass", "q fail"),
+			code: 1, last: "0 passed, 1 failed, 0 skipped", has: []string{"\nfailed:\n  q S\n"}, hasNot: []string{"outside of any test"},
+		},
+		{
 			name: "skip without reason", input: events("q.S run", "q.S output --- SKIP: S (0.00s)", "q.S skip", "q pass"),
 			last: "0 passed, 0 failed, 1 skipped", has: []string{"  q S: no reason given\n"},
 		},

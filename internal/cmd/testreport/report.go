@@ -142,6 +142,10 @@ func (r *reporter) testEvent(p *packageRun, e event) {
 			t.output.WriteString(e.Output)
 		}
 	case pass, skip:
+		// With -count a test runs several times, of which the worst counts.
+		if t.result == fail || t.result == skip {
+			return
+		}
 		t.result = result(e.Action)
 		if t.result == pass {
 			t.output.Reset()
