@@ -14,7 +14,10 @@ var processorIDs = []struct{ id, suffix string }{
 	{"io.containerd.ocicrypt.decoder.v1.tar.zstd", "+zstd"},
 }
 
-const layerType = "application/vnd.oci.image.layer.v1.tar"
+const (
+	layerType            = "application/vnd.oci.image.layer.v1.tar"
+	nonDistributableType = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+)
 
 // toml renders containerd's configuration.
 //
@@ -71,7 +74,7 @@ func (n *Node) tomlProcessors(p func(string, ...any)) {
 			p("accepts = []")
 			continue
 		}
-		p("accepts = [%s]", strconv.Quote(layerType+s.suffix+"+encrypted"))
+		p("accepts = [%q, %q]", layerType+s.suffix+"+encrypted", nonDistributableType+s.suffix+"+encrypted")
 		p("path = %s", strconv.Quote(n.cfg.DecoderPath))
 		if n.cfg.KeysDir != "" {
 			p("args = %s", tomlList([]string{"--decryption-keys-path", n.cfg.KeysDir}))
