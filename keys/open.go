@@ -11,8 +11,8 @@ import (
 )
 
 // Open returns the secret of the layer with these annotations, unwrapped by the
-// first of ids, in their order, that can. If none can, the error is a
-// [*NoKeyError]. If the annotations hold no packet that can be read, it wraps
+// first of ids, in their order, that can; [Fallbacks] belong to their end. If none can,
+// the error is a [*NoKeyError]. If the annotations hold no packet that can be read, it wraps
 // [layer.ErrMalformed] instead, since no key could help. If ctx ends, its error is
 // returned.
 func Open(ctx context.Context, ids []Identity, annotations map[string]string) (layer.Secret, error) {
@@ -40,6 +40,9 @@ func Open(ctx context.Context, ids []Identity, annotations map[string]string) (l
 			if secret, err = layer.ParseSecret(data); err == nil {
 				return secret, nil
 			}
+		}
+		if _, ok := id.(fallback); ok && errors.Is(err, ErrNoMatch) {
+			continue
 		}
 		failed.Attempts = append(failed.Attempts, Attempt{Name: nameOf(id), Err: err})
 	}
@@ -75,39 +78,47 @@ type Attempt struct {
 	Err error
 }
 
-// maxReasons keeps the error of many keys on one line.
-const maxReasons = 5
+// Bounds on what an error lists.
+const (
+	maxSchemes  = 5
+	maxAttempts = 20
+)
 
-// Error is one line that says how many keys were tried, what the layer is
-// encrypted for, and the reasons of those keys that failed otherwise than by not
-// being the right one.
+// Error says how many keys were tried and what the layer is encrypted for. If there
+// was more than one key, a line follows for each: its name and why it did not open the
+// layer; so does one about packets that could not be read.
 func (e *NoKeyError) Error() string {
 	var b strings.Builder
+	var lines []string
 	switch n := len(e.Attempts); n {
 	case 0:
 		b.WriteString("no key was given to open it")
 	case 1:
 		fmt.Fprintf(&b, "%s does not open it", e.name(0))
+		if err := e.Attempts[0].Err; err != nil && !errors.Is(err, ErrNoMatch) {
+			lines = reasons(err)
+		}
 	default:
 		fmt.Fprintf(&b, "none of the %d keys opens it", n)
+		lines = e.attempts()
 	}
-	fmt.Fprintf(&b, " (encrypted for %s", strings.Join(e.Schemes[:min(len(e.Schemes), maxReasons)], ", "))
-	if more := len(e.Schemes) - maxReasons; more > 0 {
+	fmt.Fprintf(&b, " (encrypted for %s", strings.Join(e.Schemes[:min(len(e.Schemes), maxSchemes)], ", "))
+	if more := len(e.Schemes) - maxSchemes; more > 0 {
 		fmt.Fprintf(&b, " and %d more schemes", more)
 	}
 	b.WriteString(")")
-	reasons := e.reasons()
-	for i, r := range reasons {
-		if i == maxReasons {
-			fmt.Fprintf(&b, "; and %d more", len(reasons)-i)
-			break
-		}
-		if i == 0 {
-			b.WriteString(": ")
-		} else {
-			b.WriteString("; ")
-		}
-		b.WriteString(r)
+	if e.Damage != nil {
+		lines = append(lines, reasons(e.Damage)...)
+	}
+	if len(lines) > maxAttempts {
+		lines = append(lines[:maxAttempts], fmt.Sprintf("and %d more", len(lines)-maxAttempts))
+	}
+	if len(lines) == 1 {
+		return b.String() + ": " + lines[0]
+	}
+	for _, line := range lines {
+		b.WriteString("\n  ")
+		b.WriteString(line)
 	}
 	return b.String()
 }
@@ -116,36 +127,47 @@ func (e *NoKeyError) Error() string {
 func (e *NoKeyError) name(i int) string {
 	switch name := e.Attempts[i].Name; {
 	case name != "":
-		return "key " + name
+		return name
 	case len(e.Attempts) == 1:
 		return "the key"
 	}
 	return fmt.Sprintf("key %d", i+1)
 }
 
-// reasons are distinct; each names its key, if it is about one.
-func (e *NoKeyError) reasons() []string {
-	var texts []string
-	add := func(text string) {
-		if !slices.Contains(texts, text) {
-			texts = append(texts, text)
-		}
-	}
+// attempts returns the lines about all keys, those first that failed otherwise than by
+// not being the right one: where there are too many lines, they tell the most.
+func (e *NoKeyError) attempts() []string {
+	var lines, others []string
 	for i, a := range e.Attempts {
 		if a.Err == nil || errors.Is(a.Err, ErrNoMatch) {
+			others = append(others, fmt.Sprintf("%s: %v", e.name(i), ErrNoMatch))
 			continue
 		}
-		text := oneLine{a.Err}.Error()
-		// What is malformed is the layer's, and the same for every key.
-		if len(e.Attempts) > 1 && !errors.Is(a.Err, layer.ErrMalformed) && (a.Name == "" || !strings.HasPrefix(text, a.Name)) {
-			text = e.name(i) + ": " + text
+		for _, text := range reasons(a.Err) {
+			if name := e.name(i); !strings.HasPrefix(text, name) {
+				text = name + ": " + text
+			}
+			lines = append(lines, text)
 		}
-		add(text)
 	}
-	if e.Damage != nil {
-		add(oneLine{e.Damage}.Error())
+	return append(lines, others...)
+}
+
+// reasons returns the texts of the errors that err joins, each as one line.
+func reasons(err error) []string {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || len(joined.Unwrap()) == 0 {
+		return []string{oneLine{err}.Error()}
 	}
-	return texts
+	// fmt.Errorf with several %w has them, too, but a text of its own.
+	if errs := joined.Unwrap(); err.Error() == errors.Join(errs...).Error() {
+		var lines []string
+		for _, one := range errs {
+			lines = append(lines, reasons(one)...)
+		}
+		return lines
+	}
+	return []string{oneLine{err}.Error()}
 }
 
 // Is reports whether target is [ErrNoKey].

@@ -10,8 +10,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-
-	"imgcrypt/layer"
 )
 
 // Parser reads what users write about keys. It is safe for concurrent use if Files
@@ -22,6 +20,9 @@ type Parser struct {
 	Schemes []Scheme
 	// Files reads the files. Nil means one of its own, made on first use.
 	Files *Files
+	// Warn is told what has to be said about recipients that can be used all the
+	// same: that a certificate has expired, say. Nil: nobody is.
+	Warn func(error)
 }
 
 func (p *Parser) files() *Files {
@@ -33,7 +34,7 @@ func (p *Parser) files() *Files {
 
 // Recipient reads "SCHEME:WHAT", for example "jwe:pub.pem". If no scheme is named,
 // or none that is known, the error wraps [ErrUnknownScheme] and lists those that are.
-func (p *Parser) Recipient(s string) (Recipient, error) {
+func (p *Parser) Recipient(ctx context.Context, s string) (Recipient, error) {
 	// Only what is before the colon is ever repeated in an error: who takes a
 	// recipient for a key writes a password after it.
 	name, arg, ok := strings.Cut(s, ":")
@@ -48,7 +49,7 @@ func (p *Parser) Recipient(s string) (Recipient, error) {
 		if arg == "" {
 			return nil, fmt.Errorf("recipient %q names nothing after the scheme", s)
 		}
-		r, err := scheme.Recipient(arg, p.files())
+		r, err := scheme.Recipient(ctx, arg, p.files())
 		if errors.Is(err, fs.ErrNotExist) {
 			// The error would repeat the password that somebody gave by mistake.
 			if path, _, given := splitKey(arg); given && exists(path) {
@@ -57,6 +58,11 @@ func (p *Parser) Recipient(s string) (Recipient, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("recipient %s: %w", name, err)
+		}
+		if c, ok := r.(Cautioned); ok && p.Warn != nil {
+			if err := c.Caution(); err != nil {
+				p.Warn(fmt.Errorf("recipient %s: %w", name, err))
+			}
 		}
 		return r, nil
 	}
@@ -156,68 +162,4 @@ func dropLineEnd(data []byte) []byte {
 		return []byte{}
 	}
 	return data
-}
-
-// Identity reads a key as [Parser.Key] does and makes an identity of it.
-func (p *Parser) Identity(s string) (Identity, error) {
-	k, err := p.Key(s)
-	if err != nil {
-		return nil, err
-	}
-	return p.IdentityOf(k)
-}
-
-// IdentityOf makes an identity of k, for all schemes that can use it. If none can,
-// the error wraps [ErrNotKey] and says what k is instead; if k is encrypted and its
-// password missing or wrong, it wraps [ErrPassword]. Errors begin with k's label.
-func (p *Parser) IdentityOf(k Key) (Identity, error) {
-	var found []Identity
-	var failed error
-	for _, scheme := range p.Schemes {
-		id, err := scheme.Identity(k)
-		switch {
-		case err == nil:
-			found = append(found, id)
-		case !errors.Is(err, ErrNoMatch) && failed == nil:
-			failed = err
-		}
-	}
-	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1:
-		return &anyOf{name: k.Label, ids: found}, nil
-	case failed != nil:
-		return nil, failed
-	}
-	private, err := ParsePrivateKeys(k.Data, k.Password)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", k.Label, err)
-	}
-	return nil, fmt.Errorf("%s: %w", k.Label, notKey("%s cannot open anything (known schemes: %s)", kindOf(private[0]), p.known()))
-}
-
-// anyOf is one key that several schemes can use.
-type anyOf struct {
-	name string
-	ids  []Identity
-}
-
-func (a *anyOf) Name() string { return a.name }
-
-func (a *anyOf) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte, error) {
-	var errs []error
-	for _, id := range a.ids {
-		secret, err := id.Unwrap(ctx, packets)
-		if err == nil {
-			return secret, nil
-		}
-		if !errors.Is(err, ErrNoMatch) {
-			errs = append(errs, err)
-		}
-	}
-	if len(errs) == 0 {
-		return nil, ErrNoMatch
-	}
-	return nil, errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package jwe
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"fmt"
 	"slices"
 
@@ -126,4 +127,17 @@ func (id *Identity) named(kids []string) string {
 		}
 	}
 	return ""
+}
+
+// Parameters implements [keys.Portable]: the private keys as PKCS#8, not encrypted.
+func (id *Identity) Parameters() (keys.Parameters, error) {
+	params := make(keys.Parameters)
+	for _, k := range id.keys {
+		der, err := x509.MarshalPKCS8PrivateKey(k.key)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %w", id.name, keys.ErrNotKey, err)
+		}
+		params.Merge(keys.Parameters{keys.ParamPrivateKeys: {der}})
+	}
+	return params, nil
 }

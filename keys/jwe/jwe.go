@@ -11,6 +11,7 @@
 package jwe
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -31,24 +32,37 @@ const Name = "jwe"
 // Scheme returns the scheme.
 func Scheme() keys.Scheme {
 	return keys.Scheme{
-		Name:          Name,
-		Recipient:     recipient,
-		RecipientData: recipientData,
-		Identity:      identity,
-		Describe:      Describe,
+		Name:       Name,
+		Recipient:  recipient,
+		Recipients: recipients,
+		Identity:   identity,
+		Describe:   Describe,
 	}
 }
 
 // recipient reads a public-key file.
-func recipient(path string, files *keys.Files) (keys.Recipient, error) {
+func recipient(_ context.Context, path string, files *keys.Files) (keys.Recipient, error) {
 	data, err := files.Read(path)
 	if err != nil {
 		return nil, err
 	}
-	return recipientData(path, data)
+	return parseRecipient(path, data)
 }
 
-func recipientData(label string, data []byte) (keys.Recipient, error) {
+// recipients reads ocicrypt's parameters.
+func recipients(_ context.Context, params keys.Parameters) ([]keys.Recipient, error) {
+	var all []keys.Recipient
+	for _, k := range params.Keys(keys.ParamPublicKeys, "") {
+		r, err := parseRecipient(k.Label, k.Data)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+func parseRecipient(label string, data []byte) (keys.Recipient, error) {
 	key, err := keys.ParsePublicKey(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", label, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/x509"
 	"fmt"
 	"slices"
 
@@ -20,6 +21,7 @@ const MinRSABits = 2048
 // Recipient is the holder of one public key.
 type Recipient struct {
 	id        string
+	key       keys.PublicKey
 	encrypter jose.Encrypter
 }
 
@@ -44,7 +46,7 @@ func NewRecipient(key keys.PublicKey) (*Recipient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: nothing can be encrypted for it", keys.ErrNotKey)
 	}
-	return &Recipient{id: id, encrypter: e}, nil
+	return &Recipient{id: id, key: key, encrypter: e}, nil
 }
 
 func algorithm(key keys.PublicKey) (jose.KeyAlgorithm, error) {
@@ -94,4 +96,20 @@ func (r *Recipient) Wrap(ctx context.Context, secret []byte) (layer.Packet, erro
 // Owns implements [keys.Owner].
 func (r *Recipient) Owns(p layer.Packet) bool {
 	return p.Scheme == Name && slices.Contains(keyIDs(p.Data), r.id)
+}
+
+// Parameters implements [keys.Portable]: a PKIX public key or, where an algorithm is
+// named, a JWK.
+func (r *Recipient) Parameters() (keys.Parameters, error) {
+	var data []byte
+	var err error
+	if r.key.Algorithm != "" {
+		data, err = jose.JSONWebKey{Key: r.key.Key, Algorithm: r.key.Algorithm}.MarshalJSON()
+	} else {
+		data, err = x509.MarshalPKIXPublicKey(r.key.Key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", keys.ErrNotKey, err)
+	}
+	return keys.Parameters{keys.ParamPublicKeys: {data}}, nil
 }
