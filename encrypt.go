@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -186,13 +187,7 @@ func (c *encryption) seal(ctx context.Context, l Layer) (sealing, error) {
 func (c *encryption) extend(ctx context.Context, desc ocispec.Descriptor) (sealing, error) {
 	// Damaged packets of others are neither opened nor lost.
 	packets, _ := layer.Packets(desc.Annotations)
-	var owners int
-	for _, r := range c.o.Recipients {
-		if owns(r, packets) {
-			owners++
-		}
-	}
-	if owners == len(c.o.Recipients) {
+	if !slices.ContainsFunc(c.o.Recipients, func(r keys.Recipient) bool { return !owns(r, packets) }) {
 		return sealing{}, nil
 	}
 	secret, err := keys.Open(ctx, c.o.Identities, desc.Annotations)
@@ -200,19 +195,24 @@ func (c *encryption) extend(ctx context.Context, desc ocispec.Descriptor) (seali
 		return sealing{}, fmt.Errorf("it is encrypted already, and adding a recipient needs a key that opens it: %w", err)
 	}
 	annotations, err := c.wrap(ctx, secret, packets, desc.Annotations)
-	return sealing{after: change{desc: desc, annotations: annotations}}, err
+	if err != nil || len(annotations) == 0 {
+		return sealing{}, err
+	}
+	return sealing{after: change{desc: desc, annotations: annotations}}, nil
 }
 
 // wrap returns the key annotations of a layer, with a packet added for every
-// recipient that owns none of packets.
+// recipient that has none among packets.
 func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []layer.Packet, before map[string]string) (map[string]string, error) {
 	text, err := layer.MarshalSecret(secret)
 	if err != nil {
 		return nil, err
 	}
 	annotations := make(map[string]string)
+	marks := layer.ParseMarks(before[layer.MarksAnnotation])
 	for _, r := range c.o.Recipients {
-		if owns(r, packets) {
+		marked, _ := r.(keys.Marked)
+		if owns(r, packets) || marked != nil && hasMark(secret, marks, marked, packets) {
 			continue
 		}
 		p, err := r.Wrap(ctx, text)
@@ -229,21 +229,26 @@ func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []la
 			value = before[name]
 		}
 		annotations[name] = layer.AddPacket(value, p)
+		if marked != nil {
+			_, who := marked.Mark()
+			marks = append(marks, secret.Mark(p, who))
+			annotations[layer.MarksAnnotation] = marks.String()
+		}
 	}
 	return annotations, nil
 }
 
 func owns(r keys.Recipient, packets []layer.Packet) bool {
 	owner, ok := r.(keys.Owner)
-	if !ok {
-		return false
-	}
-	for _, p := range packets {
-		if owner.Owns(p) {
-			return true
-		}
-	}
-	return false
+	return ok && slices.ContainsFunc(packets, owner.Owns)
+}
+
+// hasMark says whether one of packets was marked as the recipient's.
+func hasMark(secret layer.Secret, marks layer.Marks, r keys.Marked, packets []layer.Packet) bool {
+	scheme, who := r.Mark()
+	return slices.ContainsFunc(packets, func(p layer.Packet) bool {
+		return p.Scheme == scheme && marks.Contains(secret.Mark(p, who))
+	})
 }
 
 // captured reads a blob, and keeps it where it is small and wanted.

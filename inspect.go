@@ -151,7 +151,7 @@ func word(name string) string {
 // describe names the recipients of a packet.
 func describe(p layer.Packet, schemes []keys.Scheme) []string {
 	for _, scheme := range schemes {
-		if scheme.Name == p.Scheme {
+		if scheme.Owns(p.Scheme) {
 			return scheme.Describe(p)
 		}
 	}
