@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"imgcrypt/keys"
 	"imgcrypt/layer"
@@ -24,7 +25,7 @@ type Decoder struct {
 
 // Open returns a reader of the plain bytes of the layer that p is about, whose
 // ciphertext is sealed. The payload's keys are tried first, in their order, then
-// the node's; keys in the payload that cannot be used are told only if no other
+// the node's, then what needs no naming, see [keys.Fallbacks]; keys in the payload that cannot be used are told only if no other
 // opens the layer. A layer that no key opens is an error that wraps
 // [keys.ErrNoKey], one without a proper MAC wraps [layer.ErrTampered].
 //
@@ -75,7 +76,9 @@ func (d *Decoder) secret(ctx context.Context, p *Payload) (layer.Secret, error) 
 			return secret, err
 		}
 	}
-	secret, err := keys.Open(ctx, d.nodeKeys(), annotations)
+	own := d.nodeKeys()
+	own = append(own, keys.Fallbacks(d.Schemes, slices.Concat(sent, own))...)
+	secret, err := keys.Open(ctx, own, annotations)
 	if err == nil {
 		return secret, nil
 	}

@@ -142,9 +142,13 @@ func decode(ctx context.Context, opts options, payload io.ReadCloser, keep keepe
 	if err != nil {
 		return err
 	}
+	options, err := schemes.FromEnvironment(os.Getenv)
+	if err != nil {
+		return err
+	}
 	warned := 0
 	d := streamproc.Decoder{
-		Schemes: schemes.All(),
+		Schemes: schemes.All(options),
 		Warn: func(w error) {
 			switch warned++; {
 			case warned <= maxWarnings:

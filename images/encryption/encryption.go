@@ -18,6 +18,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images/converter"
@@ -66,7 +68,11 @@ func EncryptImage(ctx context.Context, cs content.Store, desc ocispec.Descriptor
 	if cc == nil || cc.EncryptConfig == nil {
 		return ocispec.Descriptor{}, false, fmt.Errorf("no configuration for encryption: %w", errdefs.ErrInvalidArgument)
 	}
-	recipients, err := keys.RecipientsFromParameters(schemes.All(), cc.EncryptConfig.Parameters)
+	all, err := nodeSchemes()
+	if err != nil {
+		return ocispec.Descriptor{}, false, err
+	}
+	recipients, err := keys.RecipientsFromParameters(ctx, all, recipientParameters(cc.EncryptConfig))
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
@@ -111,12 +117,37 @@ func changed(before ocispec.Descriptor) func(imgcrypt.Result, error) (ocispec.De
 	}
 }
 
-// identities returns the keys of a configuration. A nil one holds none.
-func identities(dc *encconfig.DecryptConfig) ([]keys.Identity, error) {
-	if dc == nil {
-		return nil, nil
+// nodeSchemes returns all schemes, as the environment wants them that ocicrypt reads.
+func nodeSchemes() ([]keys.Scheme, error) {
+	o, err := schemes.FromEnvironment(os.Getenv)
+	return schemes.All(o), err
+}
+
+// recipientParameters returns what says whom to encrypt for. The configuration of
+// modules for tokens is among the keys, where ocicrypt puts it.
+func recipientParameters(ec *encconfig.EncryptConfig) keys.Parameters {
+	params := keys.Parameters(ec.Parameters)
+	if config := ec.DecryptConfig.Parameters[keys.ParamPKCS11Config]; len(config) > 0 && len(params[keys.ParamPKCS11Config]) == 0 {
+		params = maps.Clone(params)
+		params[keys.ParamPKCS11Config] = config
 	}
-	return keys.FromParameters(schemes.All(), dc.Parameters)
+	return params
+}
+
+// identities returns the keys of a configuration, and those that need no naming. A nil
+// one holds none.
+func identities(dc *encconfig.DecryptConfig) ([]keys.Identity, error) {
+	all, err := nodeSchemes()
+	if err != nil {
+		return nil, err
+	}
+	var ids []keys.Identity
+	if dc != nil {
+		if ids, err = keys.FromParameters(all, dc.Parameters); err != nil {
+			return nil, err
+		}
+	}
+	return append(ids, keys.Fallbacks(all, ids)...), nil
 }
 
 // GetImageEncryptConverter returns [EncryptImage] as a converter for containerd's
