@@ -19,9 +19,14 @@ type built struct {
 	err  error
 }
 
-// Build builds a command of this module, "./cmd/ctr-enc", as `make` does it (CGO_ENABLED=0), and
-// returns the path of the program. It is built at most once per process; processes that test at the same
-// time share the result. The test fails with the compiler's output where it does not build.
+// TokenHelper is the one command that is built with cgo, since it loads modules for tokens. A test that builds
+// it needs Cgo.
+const TokenHelper = "./cmd/imgcrypt-pkcs11"
+
+// Build builds a command of this module, "./cmd/ctr-enc", as `make` does it (CGO_ENABLED=0, except for
+// TokenHelper), and returns the path of the program. It is built at most once per process; processes that
+// test at the same time share the result. The test fails with the compiler's output where it does not build.
+// All are in one directory, so that programs find each other as they do where they are installed.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	path, err := BuildCommand(pkg)
@@ -59,7 +64,11 @@ func build(pkg string) (string, error) {
 
 	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
 	cmd.Dir = Root()
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+goflags())
+	cgo := "CGO_ENABLED=0"
+	if pkg == TokenHelper {
+		cgo = "CGO_ENABLED=1"
+	}
+	cmd.Env = append(os.Environ(), cgo, "GOFLAGS="+goflags())
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, output)
 	}

@@ -33,6 +33,10 @@ const (
 	Containerd16 = "containerd-1.6"
 	// Busybox is a statically linked busybox, see BusyboxPath.
 	Busybox = "busybox"
+	// SoftHSM is SoftHSM 2, with the tools that make a token and its keys, see SoftHSMModule.
+	SoftHSM = "softhsm2"
+	// Cgo is a C compiler that the go command finds.
+	Cgo = "cgo"
 )
 
 // debianContainerd is the one path at which Debian and Ubuntu install containerd. PATH is not
@@ -83,6 +87,11 @@ func check(requirement string) error {
 	case Busybox:
 		_, err := BusyboxPath()
 		return err
+	case SoftHSM:
+		_, err := SoftHSMModule()
+		return err
+	case Cgo:
+		return compiler()
 	}
 	_, err := LookPath(requirement)
 	return err
@@ -156,6 +165,43 @@ var busybox = sync.OnceValues(func() (string, error) {
 		}
 	}
 	return "", errors.New("no statically linked busybox in /bin or /usr/bin")
+})
+
+// SoftHSMModule returns the path of SoftHSM's PKCS #11 module.
+func SoftHSMModule() (string, error) {
+	return softHSM()
+}
+
+var softHSM = sync.OnceValues(func() (string, error) {
+	for _, tool := range []string{"softhsm2-util", "pkcs11-tool"} {
+		if _, err := LookPath(tool); err != nil {
+			return "", fmt.Errorf("%s: %w", tool, err)
+		}
+	}
+	// Debian and Ubuntu, Fedora, others.
+	for _, dir := range []string{"/usr/lib/softhsm", "/usr/lib64/pkcs11", "/usr/lib/pkcs11", "/usr/lib64/softhsm", "/usr/local/lib/softhsm"} {
+		path := filepath.Join(dir, "libsofthsm2.so")
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("no libsofthsm2.so in the usual directories")
+})
+
+// compiler looks for the C compiler that the go command would call, once per process.
+var compiler = sync.OnceValue(func() error {
+	out, err := exec.Command("go", "env", "CC").Output()
+	if err != nil {
+		return err
+	}
+	name := strings.Fields(string(out))
+	if len(name) == 0 {
+		return errors.New("no C compiler")
+	}
+	if _, err := exec.LookPath(name[0]); err != nil {
+		return fmt.Errorf("no C compiler %s", name[0])
+	}
+	return nil
 })
 
 // Root returns the directory of this module: the nearest one at or above the working directory whose

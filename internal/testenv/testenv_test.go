@@ -66,7 +66,7 @@ func TestNeed(t *testing.T) {
 // Each special requirement is either met or says why not.
 func TestMissing(t *testing.T) {
 	t.Parallel()
-	for _, r := range []string{testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, testenv.Containerd16, testenv.Busybox} {
+	for _, r := range []string{testenv.SuperUser, testenv.MountNamespace, testenv.Containerd24, testenv.Containerd16, testenv.Busybox, testenv.SoftHSM, testenv.Cgo} {
 		if err := testenv.Missing(r); err != nil && !strings.HasPrefix(err.Error(), "needs "+r+": ") {
 			t.Errorf("%s: %v", r, err)
 		}
