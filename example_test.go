@@ -29,8 +29,8 @@ func Example() {
 	store := newStore(dir) // whatever implements imgcrypt.Store
 
 	ctx := context.Background()
-	parser := keys.Parser{Schemes: schemes.All()}
-	recipient, err := parser.Recipient("jwe:testdata/example.pub.pem")
+	parser := keys.Parser{Schemes: schemes.All(schemes.Options{})}
+	recipient, err := parser.Recipient(ctx, "jwe:testdata/example.pub.pem")
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -42,7 +42,7 @@ func Example() {
 	}
 	fmt.Println(encrypted.Layers, "layers encrypted")
 
-	img, err := imgcrypt.Inspect(ctx, store, encrypted.Desc, imgcrypt.InspectOptions{Schemes: schemes.All()})
+	img, err := imgcrypt.Inspect(ctx, store, encrypted.Desc, imgcrypt.InspectOptions{Schemes: schemes.All(schemes.Options{})})
 	if err != nil {
 		fmt.Println(err)
 		return

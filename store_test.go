@@ -135,7 +135,7 @@ func newPair(t testing.TB) pair {
 		t.Fatal(err)
 	}
 	scheme := jwe.Scheme()
-	r, err := scheme.RecipientData("test.pub", public)
+	r, err := scheme.Recipients(context.Background(), keys.Parameters{keys.ParamPublicKeys: {public}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,5 +143,5 @@ func newPair(t testing.TB) pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pair{r, id}
+	return pair{r[0], id}
 }

@@ -256,8 +256,8 @@ func TestOcicryptRecipients(t *testing.T) {
 	names := slices.Sorted(maps.Keys(kinds))
 	for i, name := range names {
 		first, second := kinds[name], kinds[names[(i+1)%len(names)]]
-		parser := &keys.Parser{Schemes: schemes.All()}
-		r, err := parser.Recipient(second.recipient())
+		parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
+		r, err := parser.Recipient(t.Context(), second.recipient())
 		if err != nil {
 			t.Fatal(err)
 		}

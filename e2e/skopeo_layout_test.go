@@ -84,10 +84,10 @@ func (l ociLayout) image(t testing.TB, name string) ocispec.Descriptor {
 // encrypt encrypts an image for recipients ("jwe:pub.pem"), and names it.
 func (l ociLayout) encrypt(t testing.TB, desc ocispec.Descriptor, name string, recipients ...string) ocispec.Descriptor {
 	t.Helper()
-	parser := &keys.Parser{Schemes: schemes.All()}
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
 	var o imgcrypt.EncryptOptions
 	for _, s := range recipients {
-		r, err := parser.Recipient(s)
+		r, err := parser.Recipient(t.Context(), s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func (l ociLayout) decrypt(t testing.TB, desc ocispec.Descriptor, privates ...st
 
 func identitiesOf(t testing.TB, privates ...string) (ids []keys.Identity) {
 	t.Helper()
-	parser := &keys.Parser{Schemes: schemes.All()}
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
 	for _, s := range privates {
 		id, err := parser.Identity(s)
 		if err != nil {

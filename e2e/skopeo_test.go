@@ -121,7 +121,7 @@ func sameBlobs(t testing.TB, got, want []leaf) {
 // encryptedFor fails the test unless an image is encrypted as a whole, and returns the schemes and recipients.
 func (l ociLayout) encryptedFor(t testing.TB, desc ocispec.Descriptor) []string {
 	t.Helper()
-	image, err := imgcrypt.Inspect(t.Context(), l, desc, imgcrypt.InspectOptions{Schemes: schemes.All()})
+	image, err := imgcrypt.Inspect(t.Context(), l, desc, imgcrypt.InspectOptions{Schemes: schemes.All(schemes.Options{})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,8 +236,8 @@ func TestSkopeoRecipients(t *testing.T) {
 	}
 	skopeo(t, "--encryption-key", first.recipient(), "--encryption-key", second.recipient(), "oci:"+string(l)+":plain", "oci:"+string(l)+":enc")
 	before := l.image(t, "enc")
-	parser := &keys.Parser{Schemes: schemes.All()}
-	r, err := parser.Recipient(third.recipient())
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
+	r, err := parser.Recipient(t.Context(), third.recipient())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,8 +275,8 @@ func TestSkopeoRecipients(t *testing.T) {
 func TestSkopeoSomeLayers(t *testing.T) {
 	t.Parallel()
 	registry, k := testregistry.Start(t), rsaKeys(t)
-	parser := &keys.Parser{Schemes: schemes.All()}
-	r, err := parser.Recipient(k.recipient())
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
+	r, err := parser.Recipient(t.Context(), k.recipient())
 	if err != nil {
 		t.Fatal(err)
 	}

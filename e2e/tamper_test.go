@@ -269,8 +269,12 @@ func (p *puller) explained(ctx context.Context, t *testing.T, c *containerd.Clie
 	if p.config == nil {
 		return
 	}
+	ids, err := encryption.Identities(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cause := errors.New("unexpected EOF")
-	err := encryption.ExplainUnpack(ctx, c.ContentStore(), p.image.desc, p.config, platforms.All, cause)
+	err = encryption.ExplainUnpack(ctx, c.ContentStore(), p.image.desc, ids, platforms.All, cause)
 	if !errors.Is(err, layer.ErrTampered) || !errors.Is(err, cause) {
 		t.Errorf("the content is not seen to be forged: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imgcrypt/keys"
+	"imgcrypt/keys/jwe"
 	"imgcrypt/keys/schemes"
 	"imgcrypt/layer"
 )
@@ -103,14 +104,14 @@ func checkErrors(t *testing.T, name string, data []byte, pw string) {
 	check("private", err)
 	_, err = keys.ParsePublicKey(data)
 	check("public", err)
-	_, err = schemes.All()[0].RecipientData("label", data)
+	_, err = jwe.Scheme().Recipients(t.Context(), parameters{"pubkeys": {data}})
 	check("recipient", err)
 	_, err = newParser().IdentityOf(keys.Key{Label: "label", Data: data, Password: []byte(pw)})
 	check("identity", err)
-	ids, err := keys.FromParameters(schemes.All(), parameters{"privkeys": {data}, "privkeys-passwords": {[]byte(pw)}})
+	ids, err := keys.FromParameters(schemes.All(schemes.Options{}), parameters{"privkeys": {data}, "privkeys-passwords": {[]byte(pw)}})
 	check("parameters", err)
 	_, err = keys.Open(t.Context(), ids, map[string]string{layer.KeysAnnotationPrefix + "jwe": "AAAA"})
 	check("open", err)
-	_, err = keys.RecipientsFromParameters(schemes.All(), parameters{"pubkeys": {data}})
+	_, err = keys.RecipientsFromParameters(t.Context(), schemes.All(schemes.Options{}), parameters{"pubkeys": {data}})
 	check("recipients", err)
 }

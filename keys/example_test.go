@@ -49,8 +49,8 @@ func ExampleOpen() {
 		log.Fatal(err)
 	}
 
-	parser := &keys.Parser{Schemes: schemes.All()}
-	recipient, err := parser.Recipient("jwe:" + filepath.Join(dir, "pub.pem"))
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
+	recipient, err := parser.Recipient(context.Background(), "jwe:"+filepath.Join(dir, "pub.pem"))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -101,14 +101,14 @@ func ExampleParser_Key() {
 
 // What users get wrong most often has an error that says what to do.
 func ExampleParser_Recipient() {
-	parser := &keys.Parser{Schemes: schemes.All()}
-	_, err := parser.Recipient("pub.pem")
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
+	_, err := parser.Recipient(context.Background(), "pub.pem")
 	fmt.Println(err)
-	_, err = parser.Recipient("jew:pub.pem")
+	_, err = parser.Recipient(context.Background(), "jew:pub.pem")
 	fmt.Println(err)
 	// Output:
-	// recipient "pub.pem" names no scheme, as in jwe:…: unknown scheme (known: jwe)
-	// recipient of unknown scheme "jew" (known: jwe)
+	// recipient "pub.pem" names no scheme, as in jwe:…: unknown scheme (known: jwe, pgp, pkcs11, pkcs7, provider)
+	// recipient of unknown scheme "jew" (known: jwe, pgp, pkcs11, pkcs7, provider)
 }
 
 // A directory of keys, as a node has it: what is no key is named and passed over.
@@ -122,7 +122,7 @@ func ExampleParser_Dir() {
 		log.Fatal(err)
 	}
 
-	parser := &keys.Parser{Schemes: schemes.All()}
+	parser := &keys.Parser{Schemes: schemes.All(schemes.Options{})}
 	ids, warnings := parser.Dir(dir)
 	for _, id := range ids {
 		fmt.Println("key:", filepath.Base(id.(keys.Named).Name()))
@@ -136,7 +136,7 @@ func ExampleParser_Dir() {
 }
 
 func ExampleFromParameters() {
-	ids, err := keys.FromParameters(schemes.All(), map[string][][]byte{
+	ids, err := keys.FromParameters(schemes.All(schemes.Options{}), map[string][][]byte{
 		"privkeys": {[]byte("not a key at all")},
 	})
 	fmt.Println(len(ids), err)

@@ -134,23 +134,28 @@ func (e *NoKeyError) name(i int) string {
 	return fmt.Sprintf("key %d", i+1)
 }
 
-// attempts returns the lines about all keys, those first that failed otherwise than by
-// not being the right one: where there are too many lines, they tell the most.
+// attempts returns the lines about all keys, in their order. Where they are too many,
+// those come first that failed otherwise than by not being the right one.
 func (e *NoKeyError) attempts() []string {
-	var lines, others []string
+	var all, telling, others []string
 	for i, a := range e.Attempts {
 		if a.Err == nil || errors.Is(a.Err, ErrNoMatch) {
 			others = append(others, fmt.Sprintf("%s: %v", e.name(i), ErrNoMatch))
+			all = append(all, others[len(others)-1])
 			continue
 		}
 		for _, text := range reasons(a.Err) {
 			if name := e.name(i); !strings.HasPrefix(text, name) {
 				text = name + ": " + text
 			}
-			lines = append(lines, text)
+			telling = append(telling, text)
+			all = append(all, text)
 		}
 	}
-	return append(lines, others...)
+	if len(all) > maxAttempts {
+		return append(telling, others...)
+	}
+	return all
 }
 
 // reasons returns the texts of the errors that err joins, each as one line.

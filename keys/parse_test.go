@@ -15,7 +15,7 @@ import (
 	"imgcrypt/layer"
 )
 
-func newParser() *keys.Parser { return &keys.Parser{Schemes: schemes.All()} }
+func newParser() *keys.Parser { return &keys.Parser{Schemes: schemes.All(schemes.Options{})} }
 
 // wrapped returns the annotations of a layer with this secret for these recipients.
 func wrapped(t testing.TB, secret layer.Secret, recipients ...keys.Recipient) map[string]string {
@@ -42,7 +42,7 @@ func testSecret() layer.Secret {
 
 func recipientFor(t testing.TB, private []byte) keys.Recipient {
 	t.Helper()
-	r, err := newParser().Recipient("jwe:" + writeFile(t, "pub.pem", publicOf(t, private)))
+	r, err := newParser().Recipient(t.Context(), "jwe:"+writeFile(t, "pub.pem", publicOf(t, private)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,9 +68,9 @@ func TestRecipientErrors(t *testing.T) {
 		is        error
 		want      string
 	}{
-		{"no scheme", "pub.pem", keys.ErrUnknownScheme, `recipient "pub.pem" names no scheme, as in jwe:…: unknown scheme (known: jwe)`},
+		{"no scheme", "pub.pem", keys.ErrUnknownScheme, `recipient "pub.pem" names no scheme, as in jwe:…: unknown scheme (known: jwe, pgp, pkcs11, pkcs7, provider)`},
 		{"empty", "", keys.ErrUnknownScheme, "names no scheme"},
-		{"unknown scheme", "x509:pub.pem", keys.ErrUnknownScheme, `recipient of unknown scheme "x509" (known: jwe)`},
+		{"unknown scheme", "x509:pub.pem", keys.ErrUnknownScheme, `recipient of unknown scheme "x509" (known: jwe, pgp, pkcs11, pkcs7, provider)`},
 		{"case matters", "JWE:pub.pem", keys.ErrUnknownScheme, `"JWE"`},
 		{"no file", "jwe:", nil, "names nothing after the scheme"},
 		{"missing", "jwe:" + dir + "/none", os.ErrNotExist, "recipient jwe: " + dir + "/none: no such file"},
@@ -84,7 +84,7 @@ func TestRecipientErrors(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := newParser().Recipient(tt.arg)
+			_, err := newParser().Recipient(t.Context(), tt.arg)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !errors.Is(err, tt.is) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -98,7 +98,7 @@ func TestRecipientErrors(t *testing.T) {
 func TestNoSchemes(t *testing.T) {
 	t.Parallel()
 	var p keys.Parser
-	if _, err := p.Recipient("jwe:pub.pem"); !errors.Is(err, keys.ErrUnknownScheme) || !strings.Contains(err.Error(), "known: none") {
+	if _, err := p.Recipient(t.Context(), "jwe:pub.pem"); !errors.Is(err, keys.ErrUnknownScheme) || !strings.Contains(err.Error(), "known: none") {
 		t.Errorf("Recipient: %v", err)
 	}
 	if _, err := p.IdentityOf(keys.Key{Label: "k", Data: newEC(t, "P-256")}); !errors.Is(err, keys.ErrNotKey) {
@@ -243,7 +243,7 @@ func TestIdentityErrors(t *testing.T) {
 		{"certificate", writeFile(t, "crt", certificateOf(t, ec)), keys.ErrNotKey, "it holds a certificate"},
 		{"no password", locked, keys.ErrPassword, "locked.pem: is encrypted: give its password as KEY:file=PATH"},
 		{"wrong password", locked + ":no" + password, keys.ErrPassword, "locked.pem: wrong password"},
-		{"Ed25519", writeFile(t, "ed", openssl(t, nil, "genpkey", "-algorithm", "ED25519")), keys.ErrNotKey, "an Ed25519 key cannot open anything (known schemes: jwe)"},
+		{"Ed25519", writeFile(t, "ed", openssl(t, nil, "genpkey", "-algorithm", "ED25519")), keys.ErrNotKey, "an Ed25519 key cannot open anything (known schemes: jwe, pgp, pkcs11, pkcs7, provider)"},
 		{"P-224", writeFile(t, "p224", newEC(t, "P-224")), keys.ErrNotKey, "curve P-224 cannot open anything"},
 		{"garbage", writeFile(t, "g", []byte(password)), keys.ErrNotKey, "neither PEM, DER nor JWK"},
 	} {
@@ -290,7 +290,7 @@ func TestIdentityOfSeveralSchemes(t *testing.T) {
 		return nil, errors.New("broken")
 	}}
 	ec := newEC(t, "P-256")
-	p := &keys.Parser{Schemes: append(schemes.All(), other, broken)}
+	p := &keys.Parser{Schemes: append(schemes.All(schemes.Options{}), other, broken)}
 	id, err := p.IdentityOf(keys.Key{Label: "k", Data: ec})
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt"
+	"imgcrypt/keys"
 	"imgcrypt/keys/schemes"
 	"imgcrypt/layer"
 )
@@ -128,7 +129,7 @@ func sealNew(t testing.TB, size int) encrypted {
 	}
 	private, public := keyPair(t)
 	e.private = private
-	recipient, err := schemes.All()[0].RecipientData("test", public)
+	recipients, err := schemes.All(schemes.Options{})[0].Recipients(t.Context(), keys.Parameters{keys.ParamPublicKeys: {public}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +137,7 @@ func sealNew(t testing.TB, size int) encrypted {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packet, err := recipient.Wrap(t.Context(), secret)
+	packet, err := recipients[0].Wrap(t.Context(), secret)
 	if err != nil {
 		t.Fatal(err)
 	}

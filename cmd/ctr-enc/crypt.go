@@ -17,9 +17,9 @@ import (
 
 	"imgcrypt"
 	"imgcrypt/images/encryption"
+	"imgcrypt/internal/clikeys"
 	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
-	"imgcrypt/keys/schemes"
 )
 
 // selectFlags choose layers.
@@ -35,17 +35,18 @@ func encryptCommand() *cli.Command {
 		&cli.StringSliceFlag{Name: "recipient", Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem (repeatable)"},
 		&cli.BoolFlag{Name: "all-platforms", Usage: "Encrypt for all platforms; this is the default"},
 	}
-	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, selectFlags(), keyFlags()), encrypt,
+	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, selectFlags(), clikeys.Flags()), encrypt,
 		`Encrypt the layers of an image for the holders of the private keys that belong to
 the recipients: all of them, unless --layer or --platform select some. The
 result is named <new name>, or takes over the name of the image. Encrypting an
 encrypted image adds the recipients, which needs a --key that opens it.
 
-Recipients: jwe:FILE, a public key (RSA or EC; PEM, DER or JWK).`)
+Recipients: jwe:FILE (public key), pkcs7:FILE (certificate), pgp:WHO or pgp:FILE,
+pkcs11:FILE (public key or YAML), provider:NAME[:PARAMETER].`)
 }
 
 func decryptCommand() *cli.Command {
-	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(selectFlags(), keyFlags()), decrypt,
+	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(selectFlags(), clikeys.Flags()), decrypt,
 		`Decrypt the encrypted layers of an image: all that are here, unless --layer or
 --platform select some. The result is named <new name>, or takes over the name
 of the image. Once all is decrypted, it has the digest that it had before.`)
@@ -53,7 +54,7 @@ of the image. Once all is decrypted, it has the digest that it had before.`)
 
 func layerinfoCommand() *cli.Command {
 	n := &cli.BoolFlag{Name: "n", Usage: "Show pgp recipients by key id, not by address"}
-	return newCommand("layerinfo", "Show how the layers of an image are encrypted", "<local>", slices.Concat(selectFlags(), gpgFlags(), []cli.Flag{n}), layerinfo,
+	return newCommand("layerinfo", "Show how the layers of an image are encrypted", "<local>", slices.Concat(selectFlags(), clikeys.GPGFlags(), []cli.Flag{n}), layerinfo,
 		"List the layers of an image, with the schemes that they are encrypted with and who can\n"+
 			"open them, as far as the image tells. Platforms that are not here are left out.")
 }
@@ -64,7 +65,7 @@ func newCommand(name, usage, args string, flags []cli.Flag, action func(context.
 		// A password may contain commas.
 		DisableSliceFlagSeparator: true,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			j, err := newJob(cmd)
+			j, err := newJob(ctx, cmd)
 			if err != nil {
 				return err
 			}
@@ -83,6 +84,7 @@ func newCommand(name, usage, args string, flags []cli.Flag, action func(context.
 type job struct {
 	cmd         *cli.Command
 	local, name string
+	schemes     []keys.Scheme
 	recipients  []keys.Recipient
 	identities  []keys.Identity
 	client      *containerd.Client
@@ -91,7 +93,7 @@ type job struct {
 }
 
 // newJob reads arguments and keys, before there is a connection.
-func newJob(cmd *cli.Command) (*job, error) {
+func newJob(ctx context.Context, cmd *cli.Command) (*job, error) {
 	j := &job{cmd: cmd, local: cmd.Args().First(), name: cmp.Or(cmd.Args().Get(1), cmd.Args().First())}
 	recipients := cmd.StringSlice("recipient")
 	switch most := strings.Count(cmd.ArgsUsage, "<"); {
@@ -101,25 +103,21 @@ func newJob(cmd *cli.Command) (*job, error) {
 		return nil, errors.New("cannot specify both --platform and --all-platforms")
 	case cmd.Name == "encrypt" && len(recipients) == 0:
 		return nil, errors.New("no recipient: give at least one --recipient, as in --recipient jwe:pub.pem")
-	case cmd.IsSet("dec-recipient"):
-		return nil, errors.New("--dec-recipient: pkcs7 is not built yet")
 	}
-	parser := keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)}
+	parser, err := clikeys.Parser(cmd)
+	if err != nil {
+		return nil, err
+	}
+	j.schemes = parser.Schemes
 	for _, text := range recipients {
-		r, err := parser.Recipient(text)
+		r, err := parser.Recipient(ctx, text)
 		if err != nil {
 			return nil, err
 		}
 		j.recipients = append(j.recipients, r)
 	}
-	for _, text := range cmd.StringSlice("key") {
-		id, err := parser.Identity(text)
-		if err != nil {
-			return nil, err
-		}
-		j.identities = append(j.identities, id)
-	}
-	return j, nil
+	j.identities, _, err = clikeys.Identities(cmd, parser)
+	return j, err
 }
 
 func encrypt(ctx context.Context, j *job) error {
@@ -172,7 +170,7 @@ func (j *job) inspect(ctx context.Context) (img imgcrypt.Image, chosen imgcrypt.
 		err = j.client.LeasesService().AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: root.Digest.String(), Type: "content"})
 	}
 	if err == nil {
-		img, err = imgcrypt.Inspect(ctx, j.store, root, imgcrypt.InspectOptions{Schemes: schemes.All()})
+		img, err = imgcrypt.Inspect(ctx, j.store, root, imgcrypt.InspectOptions{Schemes: j.schemes})
 	}
 	if err != nil {
 		return img, chosen, err

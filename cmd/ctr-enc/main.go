@@ -10,7 +10,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -18,7 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
 	"github.com/urfave/cli/v3"
 
-	"imgcrypt/internal/oneline"
+	"imgcrypt/internal/clikeys"
 	"imgcrypt/internal/version"
 )
 
@@ -37,9 +36,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if line := oneline.Of(err.Error()); line != "" { // containerd quotes several of a decoder
-		fmt.Fprintf(stderr, "%s: %s\n", name, line)
-	}
+	clikeys.Report(stderr, name, err)
 	var exit cli.ExitCoder
 	if errors.As(err, &exit) {
 		return exit.ExitCode()

@@ -56,7 +56,7 @@ func exported(t *testing.T, dir string) []string {
 }
 
 // These are what containerd's imgcrypt v2 exports, and what its users so rely on, and
-// the four functions that are ours.
+// the six functions that are ours.
 func TestExported(t *testing.T) {
 	t.Parallel()
 	want := []string{
@@ -74,10 +74,12 @@ func TestExported(t *testing.T) {
 		"func WithUnpackOpts(opts []containerd.UnpackOpt) containerd.RemoteOpt",
 		"type LayerFilter",
 
-		"func CheckAuthorizationFor(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer) error",
-		"func ExplainUnpack(ctx context.Context, cs content.Store, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer, failed error) error",
+		"func CheckAuthorizationFor(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, ids []keys.Identity, platform platforms.MatchComparer) error",
+		"func ExplainUnpack(ctx context.Context, cs content.Store, desc ocispec.Descriptor, ids []keys.Identity, platform platforms.MatchComparer, failed error) error",
+		"func Identities(dc *encconfig.DecryptConfig) ([]keys.Identity, error)",
 		"func NewStore(cs content.Store) imgcrypt.Store",
 		"func NewTags(is images.Store) imgcrypt.Tags",
+		"func WithIdentities(ids []keys.Identity) diff.ApplyOpt",
 	}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, exported(t, ".")); diff != "" {

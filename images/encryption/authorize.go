@@ -13,28 +13,34 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt"
+	"imgcrypt/keys"
 )
 
-// CheckAuthorization is [CheckAuthorizationFor] for the platform of this process.
+// CheckAuthorization is [CheckAuthorizationFor] for the keys in dc and the platform of
+// this process.
 func CheckAuthorization(ctx context.Context, cs content.Store, desc ocispec.Descriptor, dc *encconfig.DecryptConfig) error {
-	return CheckAuthorizationFor(ctx, cs, desc, dc, platforms.Default())
+	return check(ctx, cs, desc, func() ([]keys.Identity, error) { return Identities(dc) }, platforms.Default())
 }
 
-// CheckAuthorizationFor returns nil if the keys in dc open every encrypted layer of
-// the manifest that will run: the one which containerd picks, in its images.Manifest,
-// of the image desc for platform. An image without encrypted layers needs no key, and
-// a nil dc holds none. Layers are not read, only their secrets are unwrapped.
+// CheckAuthorizationFor returns nil if ids open every encrypted layer of the manifest
+// that will run: the one which containerd picks, in its images.Manifest, of the image
+// desc for platform. An image without encrypted layers needs no key. Layers are not
+// read, only their secrets are unwrapped.
 //
 // Otherwise the error says "you are not authorized to use this image: " and why, also
 // if the manifest is missing or cannot be read.
-func CheckAuthorizationFor(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer) error {
-	if err := authorize(ctx, provider, desc, dc, platform); err != nil {
+func CheckAuthorizationFor(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, ids []keys.Identity, platform platforms.MatchComparer) error {
+	return check(ctx, provider, desc, func() ([]keys.Identity, error) { return ids, nil }, platform)
+}
+
+func check(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, ids func() ([]keys.Identity, error), platform platforms.MatchComparer) error {
+	if err := authorize(ctx, provider, desc, ids, platform); err != nil {
 		return fmt.Errorf("you are not authorized to use this image: %w", err)
 	}
 	return nil
 }
 
-func authorize(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, dc *encconfig.DecryptConfig, platform platforms.MatchComparer) error {
+func authorize(ctx context.Context, provider content.Provider, desc ocispec.Descriptor, ids func() ([]keys.Identity, error), platform platforms.MatchComparer) error {
 	manifest, err := images.Manifest(ctx, manifests{provider}, desc, platform)
 	if err != nil {
 		return notFound(err)
@@ -43,11 +49,11 @@ func authorize(ctx context.Context, provider content.Provider, desc ocispec.Desc
 		// Nor do keys have to be readable that nothing needs.
 		return nil
 	}
-	ids, err := identities(dc)
+	all, err := ids()
 	if err != nil {
 		return err
 	}
-	return imgcrypt.AuthorizeLayers(ctx, manifest.Layers, ids)
+	return imgcrypt.AuthorizeLayers(ctx, manifest.Layers, all)
 }
 
 // manifests refuses to read what is too large for a manifest: containerd would read
@@ -84,6 +90,6 @@ func WithAuthorizationCheck(dc *encconfig.DecryptConfig) containerd.NewContainer
 		if err != nil {
 			return fmt.Errorf("you are not authorized to use this image: %w", notFound(err))
 		}
-		return CheckAuthorizationFor(ctx, client.ContentStore(), img.Target(), dc, img.Platform())
+		return check(ctx, client.ContentStore(), img.Target(), func() ([]keys.Identity, error) { return Identities(dc) }, img.Platform())
 	}
 }

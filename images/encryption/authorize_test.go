@@ -129,7 +129,7 @@ func TestThePlatformThatRunsIsAuthorized(t *testing.T) {
 	}
 	for _, tt := range tests {
 		platform := platforms.OnlyStrict(platforms.MustParse(tt.platform))
-		err := encryption.CheckAuthorizationFor(t.Context(), cs, desc, tt.dc, platform)
+		err := encryption.CheckAuthorizationFor(t.Context(), cs, desc, must(encryption.Identities(tt.dc)), platform)
 		if tt.want == nil && err != nil {
 			t.Errorf("%s: %v", tt.platform, err)
 		}
@@ -175,12 +175,12 @@ func TestAuthorizeNeedsManifestsOnly(t *testing.T) {
 	remove(t, dir, entries[1])
 	amd64 := platforms.OnlyStrict(platforms.MustParse("linux/amd64"))
 	arm64 := platforms.OnlyStrict(platforms.MustParse("linux/arm64"))
-	if err := encryption.CheckAuthorizationFor(t.Context(), cs, desc, a.opens(), amd64); err != nil {
+	if err := encryption.CheckAuthorizationFor(t.Context(), cs, desc, must(encryption.Identities(a.opens())), amd64); err != nil {
 		t.Error(err)
 	}
-	checkRefused(t, encryption.CheckAuthorizationFor(t.Context(), cs, desc, a.opens(), arm64), imgcrypt.ErrNotFound)
+	checkRefused(t, encryption.CheckAuthorizationFor(t.Context(), cs, desc, must(encryption.Identities(a.opens())), arm64), imgcrypt.ErrNotFound)
 	remove(t, dir, desc)
-	checkRefused(t, encryption.CheckAuthorizationFor(t.Context(), cs, desc, a.opens(), amd64), imgcrypt.ErrNotFound)
+	checkRefused(t, encryption.CheckAuthorizationFor(t.Context(), cs, desc, must(encryption.Identities(a.opens())), amd64), imgcrypt.ErrNotFound)
 }
 
 func remove(t *testing.T, dir string, desc ocispec.Descriptor) {

@@ -76,7 +76,7 @@ func EncryptImage(ctx context.Context, cs content.Store, desc ocispec.Descriptor
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
-	ids, err := identities(&cc.EncryptConfig.DecryptConfig)
+	ids, err := Identities(&cc.EncryptConfig.DecryptConfig)
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
@@ -96,7 +96,7 @@ func DecryptImage(ctx context.Context, cs content.Store, desc ocispec.Descriptor
 	if cc == nil {
 		return ocispec.Descriptor{}, false, fmt.Errorf("no configuration for decryption: %w", errdefs.ErrInvalidArgument)
 	}
-	ids, err := identities(cc.DecryptConfig)
+	ids, err := Identities(cc.DecryptConfig)
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
@@ -134,9 +134,10 @@ func recipientParameters(ec *encconfig.EncryptConfig) keys.Parameters {
 	return params
 }
 
-// identities returns the keys of a configuration, and those that need no naming. A nil
-// one holds none.
-func identities(dc *encconfig.DecryptConfig) ([]keys.Identity, error) {
+// Identities returns the keys of a configuration, and those that need no naming: the key
+// providers of the configuration that the environment names. A nil dc holds no keys. A
+// key that cannot be used shuts out no other: where it is tried, it fails with the reason.
+func Identities(dc *encconfig.DecryptConfig) ([]keys.Identity, error) {
 	all, err := nodeSchemes()
 	if err != nil {
 		return nil, err
@@ -213,7 +214,7 @@ func decryptLayer(dc *encconfig.DecryptConfig, dataReader io.Reader, desc ocispe
 	if !layer.IsEncrypted(desc.MediaType) {
 		return none, nil, "", fmt.Errorf("%q is not the media type of an encrypted layer: %w", desc.MediaType, errdefs.ErrInvalidArgument)
 	}
-	ids, err := identities(dc)
+	ids, err := Identities(dc)
 	if err != nil {
 		return none, nil, "", err
 	}

@@ -441,7 +441,7 @@ func TestTampered(t *testing.T) {
 			}
 			failed := errors.New("unexpected EOF")
 			explain := func(desc ocispec.Descriptor, dc *encconfig.DecryptConfig, failed error) error {
-				return encryption.ExplainUnpack(t.Context(), cs, desc, dc, platforms.All, failed)
+				return encryption.ExplainUnpack(t.Context(), cs, desc, must(encryption.Identities(dc)), platforms.All, failed)
 			}
 			if err := explain(desc, p.opens(), failed); !errors.Is(err, layer.ErrTampered) || !errors.Is(err, failed) {
 				t.Errorf("not explained: %v", err)

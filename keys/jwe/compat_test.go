@@ -144,11 +144,11 @@ func TestOcicryptOpensWhatIsWrappedHere(t *testing.T) {
 		all := ""
 		for _, p := range pairs() {
 			public, _ := ocicryptKeys(t, p.private, format)
-			r, err := jwe.Scheme().RecipientData(p.name, public)
+			r, err := jwe.Scheme().Recipients(t.Context(), keys.Parameters{"pubkeys": {public}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			all = layer.AddPacket(all, wrap(t, r, string(data)))
+			all = layer.AddPacket(all, wrap(t, r[0], string(data)))
 		}
 		ours := desc
 		ours.Annotations = maps.Clone(desc.Annotations)

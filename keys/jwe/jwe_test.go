@@ -204,9 +204,9 @@ func TestAlgorithmOfAJWK(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := jwe.Scheme().RecipientData("pub.jwk", data)
+			all, err := jwe.Scheme().Recipients(t.Context(), keys.Parameters{"pubkeys": {data}})
 			if !tt.ok {
-				if !errors.Is(err, keys.ErrNotKey) || !strings.Contains(err.Error(), "pub.jwk: not a usable key: its alg is") || !strings.Contains(err.Error(), tt.alg) {
+				if !errors.Is(err, keys.ErrNotKey) || !strings.Contains(err.Error(), "pubkeys[0]: not a usable key: its alg is") || !strings.Contains(err.Error(), tt.alg) {
 					t.Errorf("got %v", err)
 				}
 				return
@@ -214,7 +214,7 @@ func TestAlgorithmOfAJWK(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			packet := wrap(t, r, "secret")
+			packet := wrap(t, all[0], "secret")
 			if got := jwe.Describe(packet); got[0] != newRecipient(t, private, "").KeyID() {
 				t.Errorf("the JWK's own kid is used: %q", got)
 			}

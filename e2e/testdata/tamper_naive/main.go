@@ -41,7 +41,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	ids, err := keys.FromParameters(schemes.All(), payload.DecryptConfig.Parameters)
+	ids, err := keys.FromParameters(schemes.All(schemes.Options{}), payload.DecryptConfig.Parameters)
 	if err != nil {
 		return err
 	}

@@ -10,19 +10,20 @@
 package parsehelpers
 
 import (
-	"crypto/x509"
+	"context"
+	"errors"
 	"fmt"
 	"maps"
-	"slices"
-	"strings"
+	"os"
 
 	"github.com/containers/ocicrypt"
 	encconfig "github.com/containers/ocicrypt/config"
-	"github.com/go-jose/go-jose/v4"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt/keys"
+	"imgcrypt/keys/pgp"
 	"imgcrypt/keys/schemes"
+	"imgcrypt/layer"
 )
 
 // EncArgs is what a user said about keys, in the words of the flags that are named
@@ -33,193 +34,161 @@ type EncArgs struct {
 	// GPGVersion (--gpg-version) is "1", "2", "v1" or "v2"; empty means whichever is
 	// installed.
 	GPGVersion string
-	// Key (--key) are private keys as [keys.Parser.Key] reads them: "FILE",
-	// "FILE:PASSWORD", "FILE:pass=PASSWORD", "FILE:file=FILE" or "FILE:fd=NUMBER".
+	// Key (--key) are private keys as [keys.Parser.Identities] reads them: "FILE",
+	// "FILE:PASSWORD", "FILE:pass=PASSWORD", "FILE:file=FILE", "FILE:fd=NUMBER" or
+	// "provider:NAME:PARAMETER"; also the certificates that belong to them.
 	Key []string
-	// Recipient (--recipient) are those to encrypt for: "jwe:FILE".
+	// Recipient (--recipient) are those to encrypt for, as [keys.Parser.Recipient]
+	// reads them: "jwe:FILE", "pkcs7:FILE" and so on.
 	Recipient []string
-	// DecRecipient (--dec-recipient) are the recipients whose Key is given, for
-	// schemes that need both. jwe does not: its entries are checked and not used.
+	// DecRecipient (--dec-recipient) are the recipients whose Key is given. Only
+	// pkcs7's certificates are of use.
 	DecRecipient []string
 }
-
-// The names of parameters in ocicrypt's configurations.
-const (
-	paramPublicKeys  = "pubkeys"
-	paramPrivateKeys = "privkeys"
-	paramPasswords   = "privkeys-passwords"
-)
-
-// params are the parameters of one of ocicrypt's configurations.
-type params = map[string][][]byte
 
 // reader reads the arguments of one call, and so each file once.
 type reader struct {
 	keys.Parser
+	gpg pgp.Config
 }
 
-func newReader() *reader {
-	return &reader{keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)}}
-}
-
-// addFunc adds the public half of what a recipient names to parameters. The parser
-// has found it usable before.
-type addFunc func(r *reader, arg string, to params) error
-
-// recipientParams says how each scheme's recipients get into ocicrypt's parameters.
-// nil stands for those that ocicrypt has and this module has not yet.
-func recipientParams() map[string]addFunc {
-	return map[string]addFunc{
-		"jwe":      addPublicKey,
-		"pgp":      nil,
-		"pkcs11":   nil,
-		"pkcs7":    nil,
-		"provider": nil,
+func newReader(args EncArgs) (*reader, error) {
+	o, err := schemes.FromEnvironment(os.Getenv)
+	if err != nil {
+		return nil, err
 	}
+	version, err := gpgVersion(args.GPGVersion)
+	if err != nil {
+		return nil, err
+	}
+	o.PGP = pgp.Config{Homedir: args.GPGHomedir, Version: version}
+	return &reader{Parser: keys.Parser{Schemes: schemes.All(o), Files: new(keys.Files)}, gpg: o.PGP}, nil
 }
 
 // CreateCryptoConfig returns the configuration to encrypt for args.Recipient. The keys
 // in args.Key, which adding recipients to an encrypted image needs, are in
-// its EncryptConfig.DecryptConfig and in its DecryptConfig. descs are layers whose
-// recipients may say which PGP keys to look for; no scheme uses them yet.
-//
-// A recipient or key that cannot be used is an error; a scheme that is not built
-// wraps keys.ErrUnknownScheme.
+// its EncryptConfig.DecryptConfig and in its DecryptConfig. descs are as for
+// [CreateDecryptCryptoConfig]. A recipient or key that cannot be used is an error.
 func CreateCryptoConfig(args EncArgs, descs []ocispec.Descriptor) (encconfig.CryptoConfig, error) {
-	r := newReader()
-	cc, err := r.decryptConfig(args)
+	r, err := newReader(args)
 	if err != nil {
 		return encconfig.CryptoConfig{}, err
 	}
-	cc.EncryptConfig.Parameters, err = r.recipients(args.Recipient)
+	cc, err := r.decryptConfig(args, descs)
 	if err != nil {
 		return encconfig.CryptoConfig{}, err
 	}
+	params := make(keys.Parameters)
+	for _, s := range args.Recipient {
+		recipient, err := r.Recipient(context.Background(), s)
+		if err == nil {
+			err = add(recipient, params)
+		}
+		if err != nil {
+			return encconfig.CryptoConfig{}, err
+		}
+	}
+	// ocicrypt looks for the configuration of modules among the keys.
+	if config, ok := params[keys.ParamPKCS11Config]; ok {
+		delete(params, keys.ParamPKCS11Config)
+		keys.Parameters(cc.EncryptConfig.DecryptConfig.Parameters).Merge(keys.Parameters{keys.ParamPKCS11Config: config})
+	}
+	cc.EncryptConfig.Parameters = params
 	return cc, nil
 }
 
 // CreateDecryptCryptoConfig returns the configuration to decrypt with args.Key, in its
-// DecryptConfig. descs and errors are as for [CreateCryptoConfig].
+// DecryptConfig. Where no key is given, and layers among descs have PGP recipients, it
+// holds those secret keys of gpg's keyring that open them, if gpg gives them out without
+// a passphrase.
 func CreateDecryptCryptoConfig(args EncArgs, descs []ocispec.Descriptor) (encconfig.CryptoConfig, error) {
-	return newReader().decryptConfig(args)
-}
-
-func (r *reader) decryptConfig(args EncArgs) (encconfig.CryptoConfig, error) {
-	if _, err := r.recipients(args.DecRecipient); err != nil {
+	r, err := newReader(args)
+	if err != nil {
 		return encconfig.CryptoConfig{}, err
 	}
-	private := params{}
-	for _, arg := range args.Key {
-		if err := r.addPrivateKeys(arg, private); err != nil {
+	return r.decryptConfig(args, descs)
+}
+
+func (r *reader) decryptConfig(args EncArgs, descs []ocispec.Descriptor) (encconfig.CryptoConfig, error) {
+	ids, err := r.Identities(args.Key, args.DecRecipient)
+	if err != nil {
+		return encconfig.CryptoConfig{}, err
+	}
+	private := make(keys.Parameters)
+	for _, id := range ids {
+		if err := add(id, private); err != nil {
+			return encconfig.CryptoConfig{}, err
+		}
+	}
+	if len(args.Key) == 0 {
+		if err := r.addKeyring(descs, private); err != nil {
 			return encconfig.CryptoConfig{}, err
 		}
 	}
 	// Two maps, as ocicrypt's functions that combine configurations write into them.
 	return encconfig.CryptoConfig{
 		EncryptConfig: &encconfig.EncryptConfig{
-			Parameters:    params{},
+			Parameters:    keys.Parameters{},
 			DecryptConfig: encconfig.DecryptConfig{Parameters: maps.Clone(private)},
 		},
 		DecryptConfig: &encconfig.DecryptConfig{Parameters: private},
 	}, nil
 }
 
-// recipients returns the parameters for recipients of all schemes.
-func (r *reader) recipients(list []string) (params, error) {
-	to := params{}
-	for _, s := range list {
-		name, arg, _ := strings.Cut(s, ":")
-		add, known := recipientParams()[name]
-		if known && add == nil {
-			return nil, notBuilt(name)
-		}
-		// It also has the words for a scheme that nobody knows.
-		if _, err := r.Recipient(s); err != nil {
-			return nil, err
-		}
-		if !known {
-			return nil, notBuilt(name)
-		}
-		if err := add(r, arg, to); err != nil {
-			return nil, fmt.Errorf("recipient %s: %w", name, err)
-		}
+// add adds a recipient or an identity to ocicrypt's parameters.
+func add(key any, to keys.Parameters) error {
+	portable, ok := key.(keys.Portable)
+	if !ok {
+		return errors.New("ocicrypt's configurations have no place for this kind of key")
 	}
-	return to, nil
-}
-
-func notBuilt(scheme string) error {
-	return fmt.Errorf("scheme %s is not built yet: %w", scheme, keys.ErrUnknownScheme)
-}
-
-// addPublicKey adds the key in a file in a form that ocicrypt parses.
-func addPublicKey(r *reader, path string, to params) error {
-	data, err := r.Files.Read(path)
+	params, err := portable.Parameters()
 	if err != nil {
 		return err
 	}
-	key, err := keys.ParsePublicKey(data)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if key.Algorithm != "" {
-		data, err = jose.JSONWebKey{Key: key.Key, Algorithm: key.Algorithm}.MarshalJSON()
-	} else {
-		data, err = x509.MarshalPKIXPublicKey(key.Key)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w: %w", path, keys.ErrNotKey, err)
-	}
-	to[paramPublicKeys] = append(to[paramPublicKeys], data)
+	to.Merge(params)
 	return nil
 }
 
-// addPrivateKeys adds those keys in a file, decrypted, that a scheme can use. One at
-// least has to be.
-func (r *reader) addPrivateKeys(arg string, to params) error {
-	if strings.HasPrefix(arg, "provider:") {
-		return notBuilt("provider")
+// addKeyring adds the secret keys of gpg's keyring that the layers' PGP packets name.
+func (r *reader) addKeyring(descs []ocispec.Descriptor, to keys.Parameters) error {
+	var ids []uint64
+	for _, desc := range descs {
+		// A damaged packet names nobody.
+		packets, _ := layer.Packets(desc.Annotations)
+		for _, p := range packets {
+			if p.Scheme == pgp.Name {
+				ids = append(ids, pgp.KeyIDs(p)...)
+			}
+		}
 	}
-	file, err := r.Key(arg)
-	if err != nil {
+	if len(ids) == 0 {
+		return nil
+	}
+	ring, err := pgp.ExportSecretKeys(context.Background(), r.gpg, ids)
+	if err != nil || len(ring) == 0 {
 		return err
 	}
-	all, err := keys.ParsePrivateKeys(file.Data, file.Password)
-	if err != nil {
-		// It also has the words for a file that is a key, but of another kind.
-		if _, other := r.IdentityOf(file); other != nil {
-			return other
-		}
-		return fmt.Errorf("%s: %w", file.Label, err)
-	}
-	unusable := true
-	for _, key := range all {
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			continue
-		}
-		if _, err := r.IdentityOf(keys.Key{Label: file.Label, Data: der}); err != nil {
-			continue
-		}
-		unusable = false
-		to[paramPrivateKeys] = append(to[paramPrivateKeys], der)
-		to[paramPasswords] = append(to[paramPasswords], []byte{})
-	}
-	if unusable {
-		_, err := r.IdentityOf(file)
-		return err
-	}
+	to.Merge(keys.Parameters{keys.ParamPGPKeys: {ring}})
 	return nil
 }
 
 // CreateGPGClient returns a client of the gpg of args.GPGVersion, which works in
 // args.GPGHomedir.
 func CreateGPGClient(args EncArgs) (ocicrypt.GPGClient, error) {
-	version := args.GPGVersion
-	if slices.Contains([]string{"1", "2"}, version) {
-		version = "v" + version
-	}
-	if !slices.Contains([]string{"", "v1", "v2"}, version) {
-		return nil, fmt.Errorf("gpg version %.20q: it can be 1, 2, v1 or v2", args.GPGVersion)
+	version, err := gpgVersion(args.GPGVersion)
+	if err != nil {
+		return nil, err
 	}
 	return ocicrypt.NewGPGClient(version, args.GPGHomedir)
+}
+
+// gpgVersion returns what ocicrypt and package pgp call a version.
+func gpgVersion(version string) (string, error) {
+	switch version {
+	case "1", "2":
+		return "v" + version, nil
+	case "", "v1", "v2":
+		return version, nil
+	}
+	return "", fmt.Errorf("gpg version %.20q: it can be 1, 2, v1 or v2", version)
 }

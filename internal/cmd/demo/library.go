@@ -36,7 +36,7 @@ func withLibrary(ctx context.Context, sh *shell) error {
 		return err
 	}
 	defer registry.Close()
-	l := &library{shell: sh, registry: registry, parser: keys.Parser{Schemes: schemes.All(), Files: new(keys.Files)}}
+	l := &library{shell: sh, registry: registry, parser: keys.Parser{Schemes: schemes.All(schemes.Options{}), Files: new(keys.Files)}}
 	command, plain, err := sh.buildImage(l.path("build"))
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (l *library) encrypt(ctx context.Context, plain ocispec.Descriptor) (ocispe
 	if err := l.keyPair(ctx, "key.pem", "pub.pem"); err != nil {
 		return none, err
 	}
-	recipient, err := l.parser.Recipient("jwe:" + l.path("pub.pem"))
+	recipient, err := l.parser.Recipient(ctx, "jwe:" + l.path("pub.pem"))
 	if err != nil {
 		return none, err
 	}
