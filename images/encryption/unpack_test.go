@@ -1,7 +1,9 @@
 package encryption_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +12,8 @@ import (
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
 	"github.com/containerd/typeurl/v2"
 	encconfig "github.com/containers/ocicrypt/config"
 	"github.com/google/go-cmp/cmp"
@@ -18,6 +22,9 @@ import (
 
 	"imgcrypt"
 	"imgcrypt/images/encryption"
+	"imgcrypt/internal/testimage"
+	"imgcrypt/keys"
+	"imgcrypt/layer"
 )
 
 func sealedLayer(name string) ocispec.Descriptor {
@@ -130,5 +137,77 @@ func TestUnpackOptionsAreAdded(t *testing.T) {
 	}
 	if called != 3 {
 		t.Errorf("%d options were called, want 3", called)
+	}
+}
+
+// What is sent opens the layer, and is neither the user's key nor a packet of the image.
+func TestWithIdentities(t *testing.T) {
+	t.Parallel()
+	a, b := newPair(), newPair()
+	cs, dir := newContent(t)
+	desc := encrypt(t, cs, writeImage(t, dir, testimage.Spec{Layers: testimage.Layers(2, testimage.Gzip)}), a.encrypts())
+	manifest := must(images.Manifest(t.Context(), cs, desc, platforms.All))
+	ids := func(dc *encconfig.DecryptConfig) []keys.Identity { return must(encryption.Identities(dc)) }
+	seen := map[string]bool{}
+	for i, l := range manifest.Layers {
+		before := maps.Clone(l.Annotations)
+		c := &diff.ApplyConfig{}
+		if err := encryption.WithIdentities(ids(a.opens(b)))(t.Context(), l, c); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range imgcrypt.PayloadToolIDs {
+			got := payloadIn(t, c, id)
+			want, wantErr := keys.Open(t.Context(), ids(a.opens()), l.Annotations)
+			secret, err := keys.Open(t.Context(), ids(&got.DecryptConfig), got.Descriptor.Annotations)
+			if wantErr != nil || err != nil || secret != want {
+				t.Errorf("layer %d does not open: %v, %v", i, wantErr, err)
+			}
+			if _, err := keys.Open(t.Context(), ids(a.opens()), got.Descriptor.Annotations); !errors.Is(err, keys.ErrNoKey) {
+				t.Errorf("layer %d: the user's packets are sent: %v", i, err)
+			}
+			if got.Descriptor.Annotations[layer.PublicAnnotation] != l.Annotations[layer.PublicAnnotation] || got.Descriptor.Digest != l.Digest {
+				t.Errorf("layer %d: the descriptor became %v", i, got.Descriptor)
+			}
+			for _, key := range got.DecryptConfig.Parameters["privkeys"] {
+				if slices.ContainsFunc(a.opens().Parameters["privkeys"], func(own []byte) bool { return bytes.Contains(key, own) }) {
+					t.Errorf("layer %d: the user's key is sent", i)
+				}
+				if id == imgcrypt.PayloadToolIDs[0] && seen[string(key)] {
+					t.Errorf("layer %d: the key is that of another layer", i)
+				}
+				seen[string(key)] = true
+			}
+		}
+		if diff := cmp.Diff(before, l.Annotations); diff != "" {
+			t.Errorf("layer %d: the caller's annotations became %s", i, diff)
+		}
+	}
+}
+
+// What nobody here opens is left to the node.
+func TestWithIdentitiesThatDoNotOpen(t *testing.T) {
+	t.Parallel()
+	a, b := newPair(), newPair()
+	cs, dir := newContent(t)
+	desc := encrypt(t, cs, writeImage(t, dir, testimage.Spec{}), a.encrypts())
+	sealed := must(images.Manifest(t.Context(), cs, desc, platforms.All)).Layers[0]
+	damaged := sealed
+	damaged.Annotations = map[string]string{layer.KeysAnnotationPrefix + "jwe": "?"}
+	plain := sealed
+	plain.MediaType = layer.PlainMediaType(sealed.MediaType)
+	for name, desc := range map[string]ocispec.Descriptor{"sealed": sealed, "damaged": damaged, "plain": plain} {
+		c := &diff.ApplyConfig{}
+		if err := encryption.WithIdentities(must(encryption.Identities(b.opens())))(t.Context(), desc, c); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&imgcrypt.Payload{Descriptor: desc}, payloadIn(t, c, imgcrypt.PayloadToolIDs[0])); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := encryption.WithIdentities(must(encryption.Identities(b.opens())))(ctx, sealed, &diff.ApplyConfig{})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
 	}
 }
