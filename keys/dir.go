@@ -21,7 +21,8 @@ const maxDirFiles = 10000
 // called by their own names.
 //
 // What holds no usable key (a note, an encrypted key, a named pipe, which is never
-// read) is skipped and gets one warning that names it. A dir that does not exist is
+// read) is skipped and gets one warning that names it; certificates, which lie beside
+// keys and help with nothing, are skipped without one. A dir that does not exist is
 // an empty one. dir may also be one file.
 func (p *Parser) Dir(dir string) (ids []Identity, warnings []error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
@@ -95,6 +96,7 @@ func (w *dirWalk) file(path string) {
 	}
 	id, err := w.parser.IdentityOf(Key{Label: path, Data: data})
 	switch {
+	case err != nil && len(onlyCertificates(data)) > 0:
 	case errors.Is(err, ErrPassword):
 		// The usual advice does not fit, as a directory has no place for a password.
 		w.warn(path, fmt.Errorf("skipped: encrypted, and nothing gives its %w", ErrPassword))

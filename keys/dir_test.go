@@ -179,3 +179,13 @@ func TestDirThatIsNone(t *testing.T) {
 	wantNames(t, found, ".")
 	wantWarnings(t, warnings)
 }
+
+// Certificates lie beside their keys in the directories that servers use.
+func TestDirWithCertificates(t *testing.T) {
+	t.Parallel()
+	key := newRSA(t)
+	cert := string(certificateOf(t, key))
+	found, warnings := names(t, tree(t, "ca.crt", cert, "tls.crt", cert+cert, "tls.key", string(key)))
+	wantNames(t, found, "tls.key")
+	wantWarnings(t, warnings)
+}
