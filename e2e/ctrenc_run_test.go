@@ -218,6 +218,13 @@ func TestSameImageAtOnce(t *testing.T) {
 					t.Errorf("got %s", r)
 				}
 			}
+			if got := n.snapshots(t); got != 2 {
+				t.Errorf("%v: %d snapshots, want 2", args, got)
+			}
+			// import marks what it brings as its own until it has unpacked it.
+			if r := n.Ctr("images", "ls").OK(t); strings.Contains(r.Stdout, "imgcrypt.import") {
+				t.Errorf("%v: marked: %s", args, r)
+			}
 			n.leavesNothing(t)
 		}
 	})

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/core/transfer/image"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/image-spec/identity"
@@ -161,34 +162,33 @@ func importWithKeys(action cli.ActionFunc) cli.ActionFunc {
 				return err
 			}
 		}
-		mark := "imgcrypt.import/" + rand.Text()
-		err = errors.Join(cmd.Set("label", mark+"=true"), cmd.Set("no-unpack", "true"))
-		if err == nil {
+		mark := rand.Text()
+		err = errors.Join(cmd.Set("label", markLabel+"="+mark), cmd.Set("no-unpack", "true"))
+		// Where two imports create a name at once, containerd's client fails one of them. A pipe cannot be read again.
+		file, serr := os.Stat(cmd.Args().First())
+		for more := err == nil; more; more = errdefs.IsAlreadyExists(err) && serr == nil && file.Mode().IsRegular() {
 			err = action(ctx, cmd)
 		}
 		imported, uerr := unmark(nctx, client.ImageService(), mark, before)
-		if err = cmp.Or(err, uerr); err != nil {
-			return err
+		err = cmp.Or(err, uerr)
+		for i := 0; err == nil && i < len(imported); i++ {
+			err = unpackImported(nctx, client, cmd, keys, imported[i])
 		}
-		for _, img := range imported {
-			if err := unpackImported(nctx, client, cmd, keys, img); err != nil {
-				return err
-			}
-		}
-		return nil
+		return err
 	}
 }
 
+// markLabel is the label that an image has while it is being imported. Its value tells by whom.
+const markLabel = "imgcrypt.import"
+
 // unmark returns the images that have the mark, without it: with the labels that they had before, if they had any.
 func unmark(ctx context.Context, store images.Store, mark string, before []images.Image) ([]images.Image, error) {
-	marked, err := store.List(ctx, fmt.Sprintf("labels.%q", mark))
+	marked, err := store.List(ctx, fmt.Sprintf("labels.%q==%q", markLabel, mark))
 	for n, img := range marked {
-		delete(img.Labels, mark)
-		for _, old := range before {
-			if old.Name == img.Name {
-				img.Labels = old.Labels
-			}
+		if i := slices.IndexFunc(before, func(old images.Image) bool { return old.Name == img.Name }); i >= 0 {
+			img.Labels = before[i].Labels // among them the mark of an import at the same time
 		}
+		delete(img.Labels, markLabel)
 		if marked[n], err = store.Update(ctx, img, "labels"); err != nil {
 			return nil, err
 		}
