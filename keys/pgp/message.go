@@ -1,0 +1,181 @@
+package pgp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+
+	"imgcrypt/layer"
+)
+
+const (
+	// maxRecipients bounds the recipients of a layer, and what else may precede a
+	// message's body. Each of them can cost every key that is tried an operation, and
+	// one is written in some fifteen bytes.
+	maxRecipients = 1024
+	// maxChunk bounds the exponent of an AEAD chunk's size: 4 MiB, GnuPG's default and
+	// RFC 9580's limit. The library allocates a chunk before it reads one.
+	maxChunk = 16
+)
+
+// message is an encrypted message, taken apart.
+type message struct {
+	recipients []*packet.EncryptedKey
+	// damaged counts the recipients that could not be read.
+	damaged int
+	data    *packet.OpaquePacket
+}
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("pgp packet: %w: "+format, append([]any{layer.ErrMalformed}, args...)...)
+}
+
+// parseMessage reads everything up to the encrypted data. Errors wrap
+// [layer.ErrMalformed].
+func parseMessage(data []byte) (*message, error) {
+	m := new(message)
+	packets := packet.NewOpaqueReader(bytes.NewReader(data))
+	for range maxRecipients + 1 {
+		p, err := packets.Next()
+		if err != nil {
+			return nil, malformed("no OpenPGP message, or a truncated one")
+		}
+		switch p.Tag {
+		case tagSessionKey:
+			parsed, err := p.Parse()
+			key, ok := parsed.(*packet.EncryptedKey)
+			if err != nil || !ok {
+				m.damaged++
+				continue
+			}
+			m.recipients = append(m.recipients, key)
+		case tagPassphraseKey, tagMarker, tagPadding:
+		case tagProtected, tagAEAD:
+			m.data = p
+			return m, nil
+		case tagUnauthenticated:
+			return nil, malformed("nothing protects it against changes")
+		default:
+			if p.Tag < 40 { // RFC 9580, section 4.3: those above are not critical
+				return nil, malformed("no encrypted OpenPGP message")
+			}
+		}
+	}
+	return nil, malformed("more than %d recipients", maxRecipients)
+}
+
+// KeyIDs returns the ids of the keys that a packet names as its recipients, in its order.
+// Recipients who are not named are left out. A packet that cannot be parsed yields none.
+func KeyIDs(p layer.Packet) []uint64 {
+	if p.Scheme != Name {
+		return nil
+	}
+	m, err := parseMessage(p.Data)
+	if err != nil {
+		return nil
+	}
+	var ids []uint64
+	for _, r := range m.recipients {
+		if r.KeyId != 0 {
+			ids = append(ids, r.KeyId)
+		}
+	}
+	return ids
+}
+
+var errNotOpened = errors.New("it does not open")
+
+// open decrypts the message by what is in it for one recipient.
+func (m *message) open(recipient *packet.EncryptedKey, key *packet.PrivateKey) (plain []byte, err error) {
+	// Last resort: the library takes the length of a decrypted session key, and of what
+	// it is wrapped in, for granted, so that whoever knows the public key can make it
+	// read beyond them. There is no way to look at either before.
+	defer func() {
+		if r := recover(); r != nil {
+			plain, err = nil, errNotOpened
+		}
+	}()
+	session := *recipient // decrypting writes to it, and others may be doing the same
+	if err := session.Decrypt(key, nil); err != nil {
+		return nil, err
+	}
+	plain, err = m.decrypt(session.CipherFunc, session.Key)
+	if err != nil {
+		return nil, err
+	}
+	return content(plain)
+}
+
+// decrypt returns what is in the encrypted data, after it has been authenticated.
+func (m *message) decrypt(cipher packet.CipherFunction, key []byte) ([]byte, error) {
+	if err := checkBody(m.data, key); err != nil {
+		return nil, err
+	}
+	parsed, err := m.data.Parse()
+	if err != nil {
+		return nil, err
+	}
+	body, ok := parsed.(packet.EncryptedDataPacket)
+	if !ok {
+		return nil, errNotOpened
+	}
+	r, err := body.Decrypt(cipher, key)
+	if err != nil {
+		return nil, err
+	}
+	// It is no larger than the packet.
+	plain, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	// Only closing it checks its end.
+	if err := r.Close(); err != nil {
+		return nil, err
+	}
+	return plain, nil
+}
+
+// checkBody refuses what the library does not check before it acts on it.
+func checkBody(data *packet.OpaquePacket, key []byte) error {
+	head := data.Contents // the version, and in AEAD modes cipher, mode and chunk size
+	if len(head) < 4 {
+		return errNotOpened
+	}
+	if data.Tag != tagAEAD {
+		return nil
+	}
+	cipher := packet.CipherFunction(head[1])
+	switch cipher {
+	case packet.CipherAES128, packet.CipherAES192, packet.CipherAES256:
+	default:
+		return errNotOpened
+	}
+	if len(key) != cipher.KeySize() || head[3] > maxChunk {
+		return errNotOpened
+	}
+	return nil
+}
+
+// content returns the text of a message that is not encrypted any more, which may be
+// compressed and signed.
+func content(message []byte) ([]byte, error) {
+	// Around the text there are a header, a name and perhaps a signature; a bomb is
+	// larger.
+	limit := int64(2 * layer.MaxSecretSize)
+	details, err := openpgp.ReadMessage(bytes.NewReader(message), nil, nil, &packet.Config{MaxDecompressedMessageSize: &limit})
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(details.UnverifiedBody, layer.MaxSecretSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > layer.MaxSecretSize {
+		return nil, malformed("over %d bytes", layer.MaxSecretSize)
+	}
+	return text, nil
+}
