@@ -18,6 +18,9 @@ LDFLAGS := -s -w -X imgcrypt/internal/version.Version=$(VERSION)
 
 # The commands that there are, and what is made of them.
 COMMANDS := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard cmd/*/*.go)))))
+# The one that takes a C compiler, for it loads the vendors' libraries for tokens. Where there is none it is not made.
+CGO_COMMAND := imgcrypt-pkcs11
+STATIC_COMMANDS := $(filter-out $(CGO_COMMAND),$(COMMANDS))
 BENCHMARKS := . $(foreach d,layer keys,$(if $(wildcard $(d)),./$(d)/...))
 CACHE := .cache/bin
 
@@ -27,13 +30,23 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 # The version control stamp fails in a tree that git does not trust, and VERSION says the same.
-build: ## the commands, statically linked, in bin/
+GOBUILD = $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+build: ## the commands in bin/, statically linked except for imgcrypt-pkcs11
 	@mkdir -p bin
-	$(if $(COMMANDS),CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS)))
+	$(if $(STATIC_COMMANDS),CGO_ENABLED=0 $(GOBUILD) -o bin/ $(addprefix ./cmd/,$(STATIC_COMMANDS)))
+	@cc="$$($(GO) env CC)"; \
+	if command -v $${cc%% *} >/dev/null; then \
+		echo "CGO_ENABLED=1 $(GO) build … -o bin/ ./cmd/$(CGO_COMMAND)"; \
+		CGO_ENABLED=1 $(GOBUILD) -o bin/ ./cmd/$(CGO_COMMAND); \
+	else \
+		rm -f bin/$(CGO_COMMAND); \
+		echo "no C compiler ($$cc), so $(CGO_COMMAND) is not built: keys on tokens cannot be used" >&2; \
+	fi
 
 install: build ## the commands in $(DESTDIR)$(PREFIX)/bin
 	install -d '$(DESTDIR)$(PREFIX)/bin'
-	$(if $(COMMANDS),install -m 755 $(addprefix bin/,$(COMMANDS)) '$(DESTDIR)$(PREFIX)/bin')
+	$(if $(STATIC_COMMANDS),install -m 755 $(addprefix bin/,$(STATIC_COMMANDS)) '$(DESTDIR)$(PREFIX)/bin')
+	if [ -e bin/$(CGO_COMMAND) ]; then install -m 755 bin/$(CGO_COMMAND) '$(DESTDIR)$(PREFIX)/bin'; fi
 
 setup: ## what tests and demo need: Debian packages (as root), containerd 2.4, staticcheck
 	@scripts/setup

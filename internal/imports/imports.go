@@ -96,6 +96,18 @@ func rules() []rule {
 			transitive: true,
 		},
 		{
+			why: "only the helper for tokens needs a C compiler",
+			of:  []string{"imgcrypt/..."}, except: append([]string{"imgcrypt/keys/pkcs11/module/...", "imgcrypt/cmd/imgcrypt-pkcs11/..."}, harness...),
+			never: []string{"C", "github.com/miekg/pkcs11/...", "imgcrypt/keys/pkcs11/module/..."},
+		},
+		{
+			why: "keys on tokens are used by a program of their own",
+			// ocicrypt's config, whose types the root package takes, imports it where there is cgo.
+			of:     []string{"imgcrypt/keys/...", "imgcrypt/streamproc/...", "imgcrypt/cmd/ctd-decoder/..."},
+			except: []string{"imgcrypt/keys/pkcs11/module/..."},
+			never:  []string{"github.com/miekg/pkcs11/..."}, transitive: true,
+		},
+		{
 			why: "only commands know a CLI library",
 			of:  []string{"imgcrypt/..."}, except: []string{"imgcrypt/cmd/...", "imgcrypt/internal/cli..."},
 			never: []string{"github.com/urfave/cli/...", "github.com/spf13/..."},

@@ -14,13 +14,17 @@ import (
 	"imgcrypt/internal/testenv"
 )
 
-// The module keeps its rules, on every system that it is built for.
+// The module keeps its rules, on every system that it is built for, and where some of it is built with cgo.
 func TestModule(t *testing.T) {
 	t.Parallel()
-	for _, system := range []string{"linux", "windows"} {
-		t.Run(system, func(t *testing.T) {
+	for name, env := range map[string][]string{
+		"linux":          {"GOOS=linux", "CGO_ENABLED=0"},
+		"linux with cgo": {"GOOS=linux", "CGO_ENABLED=1"},
+		"windows":        {"GOOS=windows", "CGO_ENABLED=0"},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := load(t, system)
+			g := load(t, env...)
 			if _, ok := g[module+"/layer"]; !ok {
 				t.Fatalf("%d packages, and not the module's", len(g))
 			}
@@ -34,12 +38,12 @@ func TestModule(t *testing.T) {
 }
 
 // load lists the module's packages and all that they depend on.
-func load(t *testing.T, system string) graph {
+func load(t *testing.T, env ...string) graph {
 	t.Helper()
 	// -e: of a package that does not compile for a system the imports are known all the same.
 	cmd := exec.Command("go", "list", "-e", "-deps", "-json=ImportPath,Imports", "./...")
 	cmd.Dir = testenv.Root()
-	cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0")
+	cmd.Env = append(append(os.Environ(), "GOARCH=amd64"), env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -136,6 +140,22 @@ func TestRules(t *testing.T) {
 				": the decoder is started for every layer: nothing of containerd, no gRPC in it",
 			"imgcrypt/cmd/ctd-decoder imports example.test/a imports google.golang.org/grpc/status" +
 				": the decoder is started for every layer: nothing of containerd, no gRPC in it",
+		}},
+		{"cgo", graph{
+			"imgcrypt/keys/pkcs11":         {"imgcrypt/keys/pkcs11/module"},
+			"imgcrypt/keys/pkcs11/module":  {"C", "github.com/miekg/pkcs11"},
+			"imgcrypt/cmd/imgcrypt-pkcs11": {"imgcrypt/keys/pkcs11/module"},
+			"imgcrypt/layer":               {"C"},
+		}, []string{
+			"imgcrypt/keys/pkcs11 imports imgcrypt/keys/pkcs11/module: only the helper for tokens needs a C compiler",
+			"imgcrypt/layer imports C: only the helper for tokens needs a C compiler",
+			"imgcrypt/keys/pkcs11 imports imgcrypt/keys/pkcs11/module imports github.com/miekg/pkcs11: keys on tokens are used by a program of their own",
+		}},
+		{"a token's library by a detour", graph{
+			"imgcrypt/cmd/ctd-decoder": {"imgcrypt/streamproc"}, "imgcrypt/streamproc": {"example.test/a"}, "example.test/a": {"github.com/miekg/pkcs11"},
+		}, []string{
+			"imgcrypt/cmd/ctd-decoder imports imgcrypt/streamproc imports example.test/a imports github.com/miekg/pkcs11: keys on tokens are used by a program of their own",
+			"imgcrypt/streamproc imports example.test/a imports github.com/miekg/pkcs11: keys on tokens are used by a program of their own",
 		}},
 		{"library with a CLI", graph{"imgcrypt/store/layout": {cli}}, []string{
 			"imgcrypt/store/layout imports " + cli + ": only commands know a CLI library",
