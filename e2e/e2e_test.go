@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -20,7 +21,12 @@ import (
 	"imgcrypt/internal/testnode"
 )
 
-func TestMain(m *testing.M) { testnode.Main(m) }
+func TestMain(m *testing.M) {
+	if isOcicrypt() {
+		os.Exit(ocicryptMain())
+	}
+	testnode.Main(m)
+}
 
 // plainName is the name that images have before they are encrypted.
 const plainName = "example.test/app:plain"
@@ -32,6 +38,7 @@ const hello = "Hello World!\n"
 type node struct {
 	*testnode.Node
 	ctrEnc string
+	env    []string // of ctr-enc
 }
 
 // startNode starts a containerd until the end of the test. cfg.DecoderPath is ours if empty.
@@ -59,8 +66,11 @@ func onEach(t *testing.T, cfg testnode.Config, test func(t *testing.T, n *node))
 
 // enc runs ctr-enc.
 func (n *node) enc(args ...string) testnode.Result {
-	return n.Exec(context.Background(), n.ctrEnc, args...)
+	return n.ExecEnv(context.Background(), n.env, n.ctrEnc, args...)
 }
+
+// with is the same node for somebody with these variables in the environment of ctr-enc.
+func (n *node) with(env []string) *node { return &node{Node: n.Node, ctrEnc: n.ctrEnc, env: env} }
 
 // run runs an image in a container that is removed again, with flags before the image.
 func (n *node) run(flags []string, image string, command ...string) testnode.Result {

@@ -47,13 +47,20 @@ func (n *Node) Ctr(args ...string) Result {
 
 // Exec runs another client, ctr-enc say, with the node's environment. Standard input is empty.
 func (n *Node) Exec(ctx context.Context, program string, args ...string) Result {
+	return n.ExecEnv(ctx, nil, program, args...)
+}
+
+// ExecEnv is Exec with more variables, "NAME=value", in the environment.
+func (n *Node) ExecEnv(ctx context.Context, env []string, program string, args ...string) Result {
 	ctx, cancel := context.WithTimeout(ctx, clientTimeout)
 	defer cancel()
-	r := Capture(n.Command(ctx, program, args...))
-	for try := 1; try < 3 && outputLost(args, r); try++ {
-		r = Capture(n.Command(ctx, program, args...))
+	for try := 1; ; try++ {
+		cmd := n.Command(ctx, program, args...)
+		cmd.Env = append(cmd.Env, env...)
+		if r := Capture(cmd); try == 3 || !outputLost(args, r) {
+			return r
+		}
 	}
-	return r
 }
 
 // outputLost says whether a container that is removed again has run and printed nothing. On a busy machine ctr, and all
@@ -63,13 +70,25 @@ func outputLost(args []string, r Result) bool {
 	return len(args) > 0 && args[0] == "run" && slices.Contains(args, "--rm") && r.Code == 0 && r.Stdout == "" && r.Stderr == ""
 }
 
-// Command prepares a client with the node's environment for callers that have to set more.
+// Command prepares a client with the node's environment for callers that have to set more. Its home directory is the
+// node's, and nothing in its environment leads to keys and configurations of whoever runs the tests.
 func (n *Node) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), n.Env()...)
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), isPersonal), n.Env()...)
+	cmd.Env = append(cmd.Env, "HOME="+n.dir)
 	// A killed client's children may hold its output open.
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
+}
+
+// isPersonal says whether a variable leads to keys or to configurations about keys.
+func isPersonal(variable string) bool {
+	for _, prefix := range []string{"GNUPGHOME=", "GPG_", "XDG_CONFIG_HOME=", "OCICRYPT_", "IMGCRYPT_KEYPROVIDER_", "SOFTHSM2_CONF="} {
+		if strings.HasPrefix(variable, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // Capture runs a command to its end and keeps its output.

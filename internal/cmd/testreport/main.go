@@ -3,10 +3,12 @@
 //	go test -json ./... | testreport [-strict]
 //
 // While the tests run it prints a line per package, and the whole output of every test that fails as soon as it has
-// ended. At the end comes a table of the packages, each skipped test with its reason, each failed one, and as the last
-// line
+// ended. At the end comes a table of the packages, what tests want to be seen, each skipped test with its reason, each
+// failed one, and as the last line
 //
 //	12 passed, 0 failed, 3 skipped
+//
+// What a test wants to be seen it says, line by line, by t.Attr("report", line).
 //
 // A test with subtests is counted only where it fails or is skipped by itself. The exit code is 1 where a test
 // failed, a package did not build, a test process ended without the end of its tests, or no test ran at all; with -strict,

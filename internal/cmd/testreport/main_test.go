@@ -14,7 +14,7 @@ import (
 )
 
 // events writes lines of `go test -json` in short: "package action", "package.Test action", or either with
-// "output" and the text.
+// "output" and the text, "attr", a key and a value.
 func events(lines ...string) string {
 	var b strings.Builder
 	for _, line := range lines {
@@ -27,6 +27,9 @@ func events(lines ...string) string {
 		}
 		if action == "output" {
 			fmt.Fprintf(&b, `,"Output":%q`, output+"\n")
+		}
+		if key, value, _ := strings.Cut(output, " "); action == "attr" {
+			fmt.Fprintf(&b, `,"Key":%q,"Value":%q`, key, value)
 		}
 		b.WriteString("}\n")
 	}
@@ -49,6 +52,12 @@ func TestReport(t *testing.T) {
 		{
 			name: "pass", input: events(passing...), last: "1 passed, 0 failed, 0 skipped",
 			has: []string{"ok    p "}, hasNot: []string{"noise", "=== RUN"},
+		},
+		{
+			name: "lines of a report", last: "1 passed, 0 failed, 0 skipped",
+			input: events("p.A run", "p.A attr report of an earlier run", "p.A pass", "p.A run", "p.A attr report |one", "p.A attr other two",
+				"p.A output === ATTR  A report |one", "p.A attr report three", "p.A pass", "p pass"),
+			has: []string{"\np A:\n  |one\n  three\n"}, hasNot: []string{"two", "earlier", "ATTR"},
 		},
 		{
 			name: "skip", input: events(append(passing, skipping...)...), last: "1 passed, 0 failed, 1 skipped",

@@ -62,7 +62,7 @@ func because(reason string) string {
 func (r *reporter) printSummary(strict bool, orphans int) (ok bool) {
 	var passed, failed, skipped int
 	paths := slices.Sorted(maps.Keys(r.packages))
-	var failures, skips strings.Builder
+	var failures, skips, reports strings.Builder
 
 	fmt.Fprintln(r.out)
 	table := tabwriter.NewWriter(r.out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -75,6 +75,9 @@ func (r *reporter) printSummary(strict bool, orphans int) (ok bool) {
 		fmt.Fprintf(table, "%d\t%d\t%d\t%.1fs\t  %s%s\n", p.count(pass), p.failures(), p.count(skip), p.elapsed, p.path, because(p.reason))
 		passed, failed, skipped = passed+p.count(pass), failed+p.failures(), skipped+p.count(skip)
 		for _, t := range p.order {
+			if len(t.report) > 0 {
+				fmt.Fprintf(&reports, "\n%s %s:\n  %s\n", p.path, t.name, strings.Join(t.report, "\n  "))
+			}
 			switch {
 			case !t.counted():
 			case t.result == skip:
@@ -94,6 +97,7 @@ func (r *reporter) printSummary(strict bool, orphans int) (ok bool) {
 		fmt.Fprintf(&failures, "  builds that failed: %d\n", orphans)
 	}
 
+	r.print(reports.String())
 	r.printList("skipped:", skips.String())
 	r.printList("failed:", failures.String())
 	fmt.Fprintln(r.out)

@@ -18,6 +18,7 @@ type event struct {
 	Test        string
 	Output      string
 	Elapsed     float64
+	Key, Value  string // of an attribute
 	FailedBuild string
 }
 
@@ -37,6 +38,7 @@ type testRun struct {
 	name        string
 	result      result
 	output      strings.Builder
+	report      []string // attributes that are to be seen
 	hasChildren bool
 	childFailed bool
 }
@@ -137,6 +139,12 @@ func (p *packageRun) parent(name string) *testRun {
 func (r *reporter) testEvent(p *packageRun, e event) {
 	t := p.test(e.Test)
 	switch result(e.Action) {
+	case "run":
+		t.report = nil // with -count, of an earlier run
+	case "attr":
+		if e.Key == reportKey {
+			t.report = append(t.report, e.Value)
+		}
 	case "output":
 		if !isFrame(e.Output) {
 			t.output.WriteString(e.Output)
@@ -164,8 +172,11 @@ func (p *packageRun) fail(t *testRun) {
 	}
 }
 
+// reportKey is the key of the attributes that are lines of the report.
+const reportKey = "report"
+
 // frame is what the testing package writes to tell the output of parallel tests apart.
-var frame = regexp.MustCompile(`^=== (RUN|PAUSE|CONT|NAME) `)
+var frame = regexp.MustCompile(`^=== (RUN|PAUSE|CONT|NAME|ATTR) `)
 
 func isFrame(output string) bool { return frame.MatchString(output) }
 

@@ -1,0 +1,259 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+
+	"imgcrypt/internal/testkeys"
+	"imgcrypt/internal/testnode"
+	"imgcrypt/internal/testprovider"
+	"imgcrypt/internal/testregistry"
+)
+
+// matrix is the table of what opens what. testreport prints it at the end.
+type matrix struct {
+	rows    []matrixRow
+	columns []string
+
+	mu    sync.Mutex
+	cells map[[2]string]string
+}
+
+// matrixRow is an image: who can open it.
+type matrixRow struct {
+	name    string
+	holders []testkeys.Holder
+}
+
+// fill fills the cells of a column, each in a test of its own. What work returns goes into the table.
+func (m *matrix) fill(t *testing.T, column string, parallel bool, work func(t *testing.T, row matrixRow) string) {
+	t.Helper()
+	m.columns = append(m.columns, column)
+	for _, row := range m.rows {
+		m.cell(t, row, column, parallel, work)
+	}
+}
+
+func (m *matrix) cell(t *testing.T, row matrixRow, column string, parallel bool, work func(t *testing.T, row matrixRow) string) {
+	t.Helper()
+	t.Run(row.name+"/"+column, func(t *testing.T) {
+		if parallel {
+			t.Parallel()
+		}
+		var text string
+		defer func() {
+			switch {
+			case t.Failed():
+				text = "FAILED"
+			case t.Skipped():
+				text = "skipped"
+			}
+			m.set(row.name, column, text)
+		}()
+		text = work(t, row)
+	})
+}
+
+func (m *matrix) set(row, column, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cells[[2]string{row, column}] = text
+}
+
+// report hands the table to testreport, a line at a time.
+func (m *matrix) report(t *testing.T) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\t"+strings.Join(m.columns, "\t"))
+	for _, row := range m.rows {
+		line := []string{row.name}
+		for _, column := range m.columns {
+			text, ok := m.cells[[2]string{row.name, column}]
+			if !ok {
+				text = "not run"
+			}
+			line = append(line, text)
+		}
+		fmt.Fprintln(w, strings.Join(line, "\t"))
+	}
+	w.Flush()
+	for line := range strings.Lines(b.String()) {
+		t.Attr("report", strings.TrimRight(line, " \n"))
+	}
+	for _, line := range []string{
+		"ok: every recipient alone opens it, byte for byte; ok (3): so do jwe, pgp and pkcs7, and the tool knows no others; n/a: the tool does not know the scheme",
+		"→ encrypted here, opened there; ← the other way round; run: ctr-enc run --key; node: ctd-decoder with the node's keys alone",
+	} {
+		t.Attr("report", line)
+	}
+}
+
+// What is encrypted here opens there, the other way round, and runs, by every kind of key, and by each of several.
+func TestSchemeMatrix(t *testing.T) {
+	t.Parallel()
+	user := testkeys.NewUser(t)
+	all := user.All(t)
+	service := user.Provider(t, testprovider.Options{Transport: testprovider.GRPC, TLS: true, ClientCert: true})
+	m := &matrix{cells: make(map[[2]string]string)}
+	for _, h := range all {
+		m.rows = append(m.rows, matrixRow{h.Scheme, []testkeys.Holder{h}})
+	}
+	// A provider that is a command, and one that is a service.
+	last := &m.rows[len(m.rows)-1]
+	last.holders = append(last.holders, service)
+	m.rows = append(m.rows, matrixRow{"all five", all})
+	t.Cleanup(func() { m.report(t) })
+
+	m.fill(t, "→ ocicrypt", true, func(t *testing.T, row matrixRow) string {
+		l, plain := threeLayers(t)
+		enc := l.encryptFor(t, user, plain, "enc", row.holders...)
+		for _, h := range row.holders {
+			if err := l.ocicryptBy(t, user, enc, plain, h); err != nil {
+				t.Errorf("%s: %v", h.Recipient, err)
+			}
+		}
+		return "ok"
+	})
+	m.fill(t, "← ocicrypt", true, func(t *testing.T, row matrixRow) string {
+		l, plain := threeLayers(t)
+		enc, err := l.ocicryptFor(user, plain, nil, row.holders...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range row.holders {
+			dec, err := l.decryptBy(t, user, enc, h)
+			if err == nil {
+				err = l.sameLayers(t, dec, plain)
+			}
+			if err != nil {
+				t.Errorf("%s: %v", h.Recipient, err)
+			}
+		}
+		return "ok"
+	})
+	registry := testregistry.Start(t)
+	tools := map[string]tool{"skopeo": skopeoTool{user}, "buildah": buildahTool{user, registry}}
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(tools))) {
+		m.fill(t, "→ "+name, true, func(t *testing.T, row matrixRow) string {
+			return toolOpens(t, tools[name], user, row.holders)
+		})
+		m.fill(t, "← "+name, true, func(t *testing.T, row matrixRow) string {
+			return weOpenTool(t, tools[name], user, row.holders)
+		})
+	}
+	for _, version := range testnode.Versions() {
+		run, node := "run "+string(version), "node "+string(version)
+		m.columns = append(m.columns, run, node)
+		t.Run("containerd "+string(version), func(t *testing.T) {
+			t.Parallel()
+			m.onNode(t, user, version, run, node)
+		})
+	}
+}
+
+// onNode fills the columns of a containerd.
+func (m *matrix) onNode(t *testing.T, user *testkeys.User, version testnode.Version, run, keys string) {
+	k := newNodeKeys(t, user)
+	n := startNode(t, testnode.Config{Version: version, KeysDir: k.dir, DecoderEnv: k.env})
+	client := n.with(user.Env())
+	n.load(t, runnable(t), plainName)
+	archives := make(map[string]string)
+	for _, row := range m.rows {
+		var recipients []string
+		for _, h := range row.holders {
+			recipients = append(recipients, h.Recipient)
+		}
+		args := append([]string{"images", "encrypt"}, flags("--recipient", recipients)...)
+		client.enc(append(args, plainName, encName)...).OK(t)
+		archives[row.name] = filepath.Join(t.TempDir(), "image.tar")
+		n.enc("images", "export", archives[row.name], encName).OK(t)
+	}
+	runs := func(t *testing.T, who *node, row matrixRow, h testkeys.Holder, flags ...string) {
+		n.Clean(t)
+		n.enc("images", "import", "--no-unpack", archives[row.name]).OK(t)
+		if r := who.run(flags, encName); r.Code != 0 || r.Stdout != hello {
+			t.Errorf("%s: %s", h.Recipient, r)
+		}
+	}
+	for _, row := range m.rows {
+		m.cell(t, row, run, false, func(t *testing.T, row matrixRow) string {
+			k.none(t)
+			for _, h := range row.holders {
+				runs(t, client, row, h, flags("--key", h.Keys)...)
+			}
+			return "ok"
+		})
+		m.cell(t, row, keys, false, func(t *testing.T, row matrixRow) string {
+			for _, h := range row.holders {
+				k.only(t, h)
+				runs(t, n, row, h, "--skip-decrypt-auth")
+			}
+			return "ok"
+		})
+	}
+	n.leavesNothing(t)
+}
+
+// nodeKeys are what a node finds when its decoder looks for keys: they change while it runs.
+type nodeKeys struct {
+	// dir is the directory of keys, conf the configuration of key providers.
+	dir, conf string
+	// env is the decoder's environment.
+	env []string
+}
+
+func newNodeKeys(t testing.TB, user *testkeys.User) nodeKeys {
+	t.Helper()
+	k := nodeKeys{dir: t.TempDir(), conf: filepath.Join(t.TempDir(), "providers.conf")}
+	for _, variable := range user.NodeEnv() {
+		k.env = append(k.env, strings.Replace(variable, user.ProviderConfig(), k.conf, 1))
+	}
+	return k
+}
+
+// none takes all keys away.
+func (k nodeKeys) none(t testing.TB) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(k.dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, k.conf) {
+		if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// only leaves the node the keys of one holder.
+func (k nodeKeys) only(t testing.TB, h testkeys.Holder) {
+	t.Helper()
+	k.none(t)
+	k.add(t, h)
+}
+
+func (k nodeKeys) add(t testing.TB, h testkeys.Holder) {
+	t.Helper()
+	for _, file := range h.Files {
+		writeFile(t, filepath.Join(k.dir, filepath.Base(file)), readFile(t, file))
+	}
+	if h.Config != "" {
+		writeFile(t, k.conf, []byte(h.Config))
+	}
+}
+
+func writeFile(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
