@@ -33,6 +33,10 @@ func newHome(t testing.TB, gpg string) *home {
 		t.Fatal(err)
 	}
 	h := &home{t: t, gpg: gpg, dir: dir}
+	// Passphrases are cheap here, and nobody is at the terminal.
+	if err := os.WriteFile(filepath.Join(dir, "gpg-agent.conf"), []byte("s2k-count 65536\npinentry-program /bin/false\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if gpg != "gpg1" {
 			if out, err := exec.Command("gpgconf", "--homedir", dir, "--kill", "all").CombinedOutput(); err != nil {

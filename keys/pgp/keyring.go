@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"imgcrypt/keys"
 	"imgcrypt/layer"
@@ -100,9 +102,10 @@ func (g *gpg) secretKeys(ctx context.Context, ids []uint64) (map[uint64]string, 
 
 // decrypt has gpg open a message that names key id.
 func (g *gpg) decrypt(ctx context.Context, data []byte, id uint64) ([]byte, error) {
-	// Neither --batch nor --no-tty: the user may have to be asked.
+	// Neither --batch nor --no-tty, as the user may have to be asked, nor --quiet, which
+	// keeps the reasons back.
 	res, err := g.run(ctx, call{
-		args:  []string{"--quiet", "--yes", "--skip-verify", "--status-fd", "2", "--decrypt"},
+		args:  []string{"--yes", "--no-auto-check-trustdb", "--skip-verify", "--status-fd", "2", "--decrypt"},
 		stdin: data, limit: layer.MaxSecretSize, asks: true,
 	})
 	switch {
@@ -112,15 +115,66 @@ func (g *gpg) decrypt(ctx context.Context, data []byte, id uint64) ([]byte, erro
 		return nil, err
 	case res.code == 0 && res.has("DECRYPTION_OKAY"):
 		return res.stdout, nil
-	case res.has("DECRYPTION_FAILED") && !res.has("ERROR", "pkdecrypt_failed") && !res.has("MISSING_PASSPHRASE") &&
-		!res.has("BAD_PASSPHRASE") && !res.has("NO_SECKEY"):
+	}
+	switch why := res.failure(); {
+	case why == damaged:
 		return nil, &DamagedError{KeyID: id}
-	case res.has("MISSING_PASSPHRASE") || res.has("BAD_PASSPHRASE") || res.has("ERROR", "pkdecrypt_failed"):
+	case why == notTold || res.has("MISSING_PASSPHRASE") || res.has("NEED_PASSPHRASE") && !res.has("BEGIN_DECRYPTION"):
 		return nil, fmt.Errorf("no %w for key %s: gpg could not ask for it, or was not told (%s); where nobody can be asked, "+
-			"gpg --export-secret-keys writes a file that can be given as a key, with a password: FILE:file=PATH",
+			"gpg --export-secret-keys writes a file that can be given as a key with a password: FILE:file=PATH",
 			keys.ErrPassword, hexID(id), res.gist())
 	}
 	return nil, unreachable(fmt.Errorf("it does not decrypt for key %s: %s", hexID(id), res.gist()))
+}
+
+// failure says why gpg did not decrypt.
+type failure int
+
+const (
+	otherwise failure = iota // gpg itself failed
+	damaged                  // the message is not what it should be
+	notTold                  // the passphrase is missing or wrong
+)
+
+// failure tells by the code that gpg gives for its failure to decrypt the session key. Such
+// a code has the component that failed in its upper byte. Source: libgpg-error, and for
+// gpg 1, whose codes name no component, its own list.
+func (r result) failure() failure {
+	const (
+		unknown, gcrypt, gpg, pinentry = 0, 1, 2, 5
+
+		badPassphrase, timeout, noAgent, noPinentry = 11, 62, 77, 85
+		canceled, noPassphrase, fullyCanceled       = 99, 177, 198
+		system                                      = 1 << 15 // an error of the operating system
+	)
+	for _, line := range r.status {
+		words := strings.Fields(line)
+		if len(words) < 3 || words[0] != "ERROR" || words[1] != "pkdecrypt_failed" {
+			continue
+		}
+		value, err := strconv.ParseUint(words[2], 10, 32)
+		if err != nil {
+			return otherwise
+		}
+		source, code := value>>24&0x7f, value&0xffff
+		switch code {
+		case badPassphrase, timeout, noPinentry, canceled, noPassphrase, fullyCanceled:
+			return notTold
+		}
+		switch {
+		case source == pinentry:
+			return notTold
+		case code == noAgent || code&system != 0:
+			return otherwise
+		case source == gcrypt || source == gpg || source == unknown:
+			return damaged
+		}
+		return otherwise
+	}
+	if r.has("DECRYPTION_FAILED") && !r.has("NO_SECKEY") || r.has("NODATA") {
+		return damaged
+	}
+	return otherwise
 }
 
 // ExportSecretKeys returns those of the keys, named by the ids of their primary keys or
@@ -148,7 +202,7 @@ func ExportSecretKeys(ctx context.Context, config Config, keyIDs []uint64) ([]by
 		return nil, fmt.Errorf("gpg keyring: %w", keys.ErrNoMatch)
 	}
 	slices.Sort(fingerprints)
-	args := []string{"--quiet", "--yes", "--no-armor", "--export-secret-keys", "--"}
+	args := []string{"--yes", "--no-armor", "--export-secret-keys", "--"}
 	res, err := g.run(ctx, call{args: append(args, slices.Compact(fingerprints)...), limit: maxExport, asks: true})
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ type listedUserID struct {
 // list runs gpg to list keys; kind is "keys" or "secret-keys". No query lists all. Keys
 // that are not there are no error; gpg's gist tells of it.
 func (g *gpg) list(ctx context.Context, kind string, queries ...string) (found []listedKey, gist string, err error) {
-	args := []string{"--batch", "--no-tty", "--no-auto-check-trustdb", "--with-colons", "--fixed-list-mode",
+	args := []string{"--batch", "--no-tty", "--utf8-strings", "--no-auto-check-trustdb", "--with-colons", "--fixed-list-mode",
 		"--with-fingerprint", "--with-fingerprint", "--list-" + kind, "--"}
 	res, err := g.run(ctx, call{args: append(args, queries...), limit: maxListing})
 	if err != nil {
