@@ -370,7 +370,7 @@ func TestProgramIsSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() > 12<<20 {
+	if info.Size() > 14<<20 {
 		t.Errorf("%d bytes", info.Size())
 	}
 	out, err := exec.Command("go", "list", "-deps", ".").Output()

@@ -84,7 +84,7 @@ func TestUsageErrors(t *testing.T) {
 		{"images encrypt --recipient jwe:none.pem --platform linux/amd64 --all-platforms a b", "cannot specify both --platform and --all-platforms"},
 		{"images decrypt --key none.pem a", "key none.pem: no such file or directory"},
 		{"images decrypt --gpg-version 3 a", `gpg version "3" is none of 1, 2, v1, v2`},
-		{"images decrypt --dec-recipient pkcs7:cert.pem a", "pkcs7 is not built yet"},
+		{"images decrypt --dec-recipient pkcs7:none.pem a", "recipient pkcs7: none.pem: no such file or directory"},
 		{"images layerinfo --layer x a", `invalid value "x" for flag -layer`},
 		{"images layerinfo --bogus a", "flag provided but not defined: -bogus"},
 		{"run --key none.pem a b", "none.pem: no such file or directory"},

@@ -31,5 +31,5 @@ func ExampleCreateCryptoConfig() {
 	fmt.Println(err)
 	// Output:
 	// recipients: 1
-	// recipient of unknown scheme "age" (known: jwe)
+	// recipient of unknown scheme "age" (known: jwe, pgp, pkcs11, pkcs7, provider)
 }

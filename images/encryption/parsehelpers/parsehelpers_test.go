@@ -33,6 +33,8 @@ import (
 
 	"imgcrypt/images/encryption/parsehelpers"
 	"imgcrypt/keys"
+	"imgcrypt/keys/pgp"
+	"imgcrypt/keys/provider"
 )
 
 // must is for what only fails where the machine is broken.
@@ -264,12 +266,12 @@ func TestErrors(t *testing.T) {
 	}{
 		{"recipient without scheme", args{Recipient: []string{public}}, keys.ErrUnknownScheme},
 		{"unknown scheme", args{Recipient: []string{"age:" + public}}, keys.ErrUnknownScheme},
-		{"pgp is not built", args{Recipient: []string{"pgp:me@example.test"}}, keys.ErrUnknownScheme},
-		{"pkcs7 is not built", args{Recipient: []string{"jwe:" + public, "pkcs7:" + public}}, keys.ErrUnknownScheme},
-		{"pkcs11 is not built", args{Recipient: []string{"pkcs11:" + public}}, keys.ErrUnknownScheme},
-		{"provider is not built", args{Recipient: []string{"provider:kbs"}}, keys.ErrUnknownScheme},
-		{"recipient of a decryption", args{DecRecipient: []string{"pkcs7:" + public}}, keys.ErrUnknownScheme},
-		{"key of a provider", args{Key: []string{"provider:kbs"}}, keys.ErrUnknownScheme},
+		{"pgp recipient that gpg does not know", args{Recipient: []string{"pgp:me@example.test"}, GPGHomedir: t.TempDir()}, pgp.ErrNotFound},
+		{"public key for pkcs7", args{Recipient: []string{"jwe:" + public, "pkcs7:" + public}}, keys.ErrNotKey},
+		{"EC key for pkcs11", args{Recipient: []string{"pkcs11:" + public}}, keys.ErrNotKey},
+		{"provider without configuration", args{Recipient: []string{"provider:kbs"}}, provider.ErrConfig},
+		{"public key of a decryption", args{DecRecipient: []string{"pkcs7:" + public}}, keys.ErrNotKey},
+		{"key of a provider without configuration", args{Key: []string{"provider:kbs"}}, provider.ErrConfig},
 		{"recipient's file is missing", args{Recipient: []string{"jwe:" + missing}}, fs.ErrNotExist},
 		{"private key as recipient", args{Recipient: []string{"jwe:" + private}}, keys.ErrNotKey},
 		{"key's file is missing", args{Key: []string{missing}}, fs.ErrNotExist},
@@ -293,6 +295,7 @@ func TestErrors(t *testing.T) {
 }
 
 // A key that comes through a pipe can be read only once, also where it is named twice.
+// It is in the configuration once.
 func TestFilesAreReadOnce(t *testing.T) {
 	t.Parallel()
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -310,7 +313,7 @@ func TestFilesAreReadOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkPrivateParameters(t, cc.DecryptConfig, 2)
+	checkPrivateParameters(t, cc.DecryptConfig, 1)
 }
 
 func TestGPGVersions(t *testing.T) {
