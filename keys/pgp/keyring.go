@@ -55,7 +55,7 @@ func (k *userKeyring) Unwrap(ctx context.Context, packets []layer.Packet) ([]byt
 	}
 	var failed error
 	for _, p := range packets {
-		i := slices.IndexFunc(KeyIDs(p), func(id uint64) bool { return held[id] != "" })
+		i := slices.IndexFunc(KeyIDs(p), func(id uint64) bool { _, ok := held[id]; return ok })
 		if i < 0 {
 			continue
 		}
@@ -92,7 +92,7 @@ func (g *gpg) secretKeys(ctx context.Context, ids []uint64) (map[uint64]string, 
 	held := make(map[uint64]string)
 	for i := range listed {
 		for _, part := range listed[i].parts {
-			if slices.Contains(ids, part.id) && !part.absent {
+			if part.secret && slices.Contains(ids, part.id) {
 				held[part.id] = listed[i].fingerprint()
 			}
 		}

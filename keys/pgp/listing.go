@@ -23,8 +23,8 @@ type listedKey struct {
 type listedPart struct {
 	id          uint64
 	fingerprint string // hexadecimal, upper case
-	// absent is set in a list of secret keys where only a stub is in the keyring.
-	absent bool
+	// secret says that the secret part is there, or on a smart card, and not only a stub.
+	secret bool
 }
 
 type listedUserID struct {
@@ -69,7 +69,7 @@ func parseListing(data []byte) []listedKey {
 			if err != nil {
 				id = 0
 			}
-			key.parts = append(key.parts, listedPart{id: id, absent: field(14) == "#"})
+			key.parts = append(key.parts, listedPart{id: id, secret: (f[0] == "sec" || f[0] == "ssb") && field(14) != "#"})
 		case "fpr":
 			if part := &key.parts[len(key.parts)-1]; part.fingerprint == "" {
 				part.fingerprint = strings.ToUpper(field(9))
