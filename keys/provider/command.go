@@ -37,7 +37,7 @@ func (c *command) ask(ctx context.Context, q question) ([]byte, error) {
 		return nil, away(err)
 	}
 	err = cmd.Wait()
-	data, failed := c.outcome(ctx, q, err, out.Bytes(), gist(words.String(), q.hidden()))
+	data, failed := c.outcome(ctx, q, err, out.data, gist(words.String(), q.hidden()))
 	if failed != nil && errors.Is(err, exec.ErrWaitDelay) {
 		// Whoever holds the output open is still in the group.
 		killGroup(cmd.Process)
@@ -69,16 +69,17 @@ func errTooLong() error { return unreachable(fmt.Errorf("its answer is over %d b
 
 // bounded keeps what is written to it, until it is too much.
 type bounded struct {
-	bytes.Buffer
+	data []byte
 	full func()
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxAnswer {
+	if len(b.data)+len(p) > maxAnswer {
 		b.full()
 		return 0, errTooLong()
 	}
-	return b.Buffer.Write(p)
+	b.data = append(b.data, p...)
+	return len(p), nil
 }
 
 // keptEnds is how much an excerpt keeps of each end, in bytes: far more than is shown,

@@ -125,7 +125,8 @@ func (s *service) call(ctx context.Context, conn http.RoundTripper, q question, 
 		ContentLength: int64(len(message)),
 	}).WithContext(ctx)
 	if deadline, ok := ctx.Deadline(); ok {
-		r.Header.Set(headerTimeout, formatTimeout(time.Until(deadline)))
+		// A little more than there is: who gives up should be the one who can say why.
+		r.Header.Set(headerTimeout, formatTimeout(time.Until(deadline)+time.Second))
 	}
 	response, err := conn.RoundTrip(r)
 	if err != nil {

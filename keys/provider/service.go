@@ -2,6 +2,8 @@ package provider
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -25,6 +27,7 @@ type service struct {
 // link is a connection. Its fields are guarded by the mutex of its service.
 type link struct {
 	conn  *http.ClientConn
+	tls   *tlsConn // nil without TLS
 	users int
 	// idle closes the connection when it has not been used for some time.
 	idle *time.Timer
@@ -52,6 +55,9 @@ func (s *service) ask(ctx context.Context, q question) ([]byte, error) {
 			return nil, s.failed(ctx, err)
 		}
 		reply, err := s.call(ctx, l.conn, q, request)
+		if err != nil {
+			err = l.tls.reason(err)
+		}
 		s.release(l, err != nil)
 		if err == nil {
 			return reply.result(q)
@@ -67,7 +73,7 @@ func (s *service) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return away(fmt.Errorf("%s: %w", s.target.address, err))
+	return away(fmt.Errorf("%s: %w", s.target.address, inner(err)))
 }
 
 // acquire returns the connection, and whether it was made for this caller. If there is
@@ -85,11 +91,9 @@ func (s *service) acquire(ctx context.Context) (l *link, fresh bool, err error) 
 	if l := s.current(); l != nil {
 		return l, false, nil
 	}
-	conn, err := s.dial(ctx)
-	if err != nil {
+	if l, err = s.dial(ctx); err != nil {
 		return nil, false, err
 	}
-	l = &link{conn: conn, users: 1}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.link = l
@@ -145,28 +149,53 @@ func (s *service) expire(l *link) {
 	}
 }
 
-// dial makes a connection.
-func (s *service) dial(ctx context.Context) (*http.ClientConn, error) {
+// dial makes a connection with one user.
+func (s *service) dial(ctx context.Context) (*link, error) {
+	l := &link{users: 1}
 	protocols := new(http.Protocols)
+	// With TLS, too: all of that is below.
+	protocols.SetUnencryptedHTTP2(true)
 	t := &http.Transport{
 		Protocols:              protocols,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, s.target.network, s.target.address)
+			conn, err := new(net.Dialer).DialContext(ctx, s.target.network, s.target.address)
+			if err != nil || s.tls == nil {
+				return conn, err
+			}
+			if l.tls, err = s.secure(ctx, conn); err != nil {
+				return nil, err
+			}
+			return l.tls, nil
 		},
 	}
-	scheme := "http"
-	if s.tls == nil {
-		protocols.SetUnencryptedHTTP2(true)
-	} else {
-		scheme = "https"
-		protocols.SetHTTP2(true)
-		var err error
-		if t.TLSClientConfig, err = s.tls.load(s.target.host()); err != nil {
-			return nil, fmt.Errorf("grpc-tls: %w", err)
-		}
+	// The address is the target's; this one only has to look like one.
+	var err error
+	l.conn, err = t.NewClientConn(ctx, "http", "localhost:0")
+	return l, err
+}
+
+// secure begins TLS on a connection, which it closes if that fails.
+func (s *service) secure(ctx context.Context, conn net.Conn) (*tlsConn, error) {
+	config, err := s.tls.load(s.target.host())
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("grpc-tls: %w", err)
 	}
-	// The address is the one above; this one only has to look like one.
-	return t.NewClientConn(ctx, scheme, "localhost:0")
+	c := &tlsConn{Conn: tls.Client(conn, config)}
+	if err := c.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("TLS handshake: %w", inner(err))
+	}
+	return c, nil
+}
+
+// inner strips what package net adds to an error: the addresses, which the caller names.
+func inner(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }

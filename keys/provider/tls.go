@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"sync/atomic"
+	"time"
 )
 
 // tlsJSON is ocicrypt's GrpcTLS.
@@ -29,6 +32,7 @@ func (t *tlsJSON) load(host string) (*tls.Config, error) {
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         host,
 		InsecureSkipVerify: t.InsecureSkipVerify,
+		NextProtos:         []string{"h2"},
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if state.NegotiatedProtocol != "h2" {
 				return errors.New("the service does not offer HTTP/2, so it is no gRPC service")
@@ -60,4 +64,43 @@ func (t *tlsJSON) load(host string) (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{cert}
 	}
 	return c, nil
+}
+
+// tlsConn is a connection that knows why it broke. In TLS 1.3 a client has ended its
+// handshake before the service refuses its certificate, and may be writing when it does.
+type tlsConn struct {
+	*tls.Conn
+	alert atomic.Pointer[net.OpError]
+}
+
+// alertWait bounds the wait for the reason. It was sent before the connection broke.
+const alertWait = 100 * time.Millisecond
+
+// Read reads, and keeps the alert that the service has sent.
+func (c *tlsConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		c.alert.Store(op)
+	}
+	return n, err
+}
+
+// Write writes. If that fails, it looks for the alert; who else is reading does not matter.
+func (c *tlsConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && c.SetReadDeadline(time.Now().Add(alertWait)) == nil {
+		_, _ = c.Read(make([]byte, 1))
+	}
+	return n, err
+}
+
+// reason returns the alert, or else err.
+func (c *tlsConn) reason(err error) error {
+	if c != nil {
+		if alert := c.alert.Load(); alert != nil {
+			return alert
+		}
+	}
+	return err
 }
