@@ -24,7 +24,7 @@ const (
 	// RFC 9580 recommends; maxWork bounds the kibibytes that it goes over.
 	maxMemory = 21
 	maxWork   = 4 << maxMemory
-	// maxAttempts bounds the operations that recipients cost who are not named.
+	// maxAttempts bounds the operations that a layer's recipients cost.
 	maxAttempts = 1024
 )
 
@@ -192,18 +192,13 @@ func (e *DamagedError) Unwrap() error { return layer.ErrMalformed }
 
 func hexID(id uint64) string { return fmt.Sprintf("0x%016X", id) }
 
-// messages takes packets apart. Those of a layer have together no more recipients than
-// are allowed; the others, and what cannot be read, are errors.
+// messages takes packets apart. What cannot be read is an error.
 func messages(packets []layer.Packet) (all []*message, damage []error) {
-	recipients := 0
 	for _, p := range packets {
 		if p.Scheme != Name {
 			continue
 		}
 		m, err := parseMessage(p.Data)
-		if err == nil && recipients+len(m.recipients) > maxRecipients {
-			err = malformed("more than %d recipients", maxRecipients)
-		}
 		if err != nil {
 			damage = append(damage, err)
 			continue
@@ -211,7 +206,6 @@ func messages(packets []layer.Packet) (all []*message, damage []error) {
 		if m.damaged > 0 {
 			damage = append(damage, malformed("%d of its recipients cannot be read", m.damaged))
 		}
-		recipients += len(m.recipients)
 		all = append(all, m)
 	}
 	return all, damage
@@ -242,22 +236,18 @@ func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte,
 			if err := id.locked[r.KeyId]; err != nil && failed == nil {
 				failed = err
 			}
-			for _, key := range id.keys {
-				if key.KeyId != r.KeyId {
-					continue
-				}
-				if err := ctx.Err(); err != nil {
-					return nil, err
-				}
-				secret, err := m.open(r, key.PrivateKey)
-				if err == nil {
-					return secret, nil
-				}
-				failed = &DamagedError{KeyID: r.KeyId}
-			}
 		}
 	}
-	if secret, err := id.hidden(ctx, all); secret != nil || err != nil {
+	named := func(r *packet.EncryptedKey, key secretKey) bool { return r.KeyId == key.KeyId }
+	tried, secret, err := id.try(ctx, all, named)
+	if secret != nil || err != nil {
+		return secret, err
+	}
+	if tried != nil {
+		failed = &DamagedError{KeyID: tried.KeyId}
+	}
+	hidden := func(r *packet.EncryptedKey, key secretKey) bool { return r.KeyId == 0 && r.Algo == key.PubKeyAlgo }
+	if _, secret, err = id.try(ctx, all, hidden); secret != nil || err != nil {
 		return secret, err
 	}
 	if failed != nil {
@@ -266,29 +256,32 @@ func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte,
 	return nil, summary(damage)
 }
 
-// hidden tries all keys on the recipients who are not named. It returns neither a secret
-// nor an error if none fits.
-func (id *Identity) hidden(ctx context.Context, all []*message) ([]byte, error) {
+// try opens the messages with the keys that fit their recipients. It returns the first
+// recipient that it tried, and neither a secret nor an error if nothing opens.
+func (id *Identity) try(ctx context.Context, all []*message, fits func(*packet.EncryptedKey, secretKey) bool) (first *packet.EncryptedKey, secret []byte, err error) {
 	attempts := 0
 	for _, m := range all {
 		for _, r := range m.recipients {
 			for _, key := range id.keys {
-				if r.KeyId != 0 || r.Algo != key.PubKeyAlgo {
+				if !fits(r, key) {
 					continue
 				}
 				if attempts++; attempts > maxAttempts {
-					return nil, malformed("more than %d attempts for recipients who are not named", maxAttempts)
+					return first, nil, malformed("more than %d recipients that may be this key", maxAttempts)
 				}
 				if err := ctx.Err(); err != nil {
-					return nil, err
+					return first, nil, err
+				}
+				if first == nil {
+					first = r
 				}
 				if secret, err := m.open(r, key.PrivateKey); err == nil {
-					return secret, nil
+					return first, secret, nil
 				}
 			}
 		}
 	}
-	return nil, nil
+	return first, nil, nil
 }
 
 // Parameters implements [keys.Portable]: the keys for decryption, without passphrases, and

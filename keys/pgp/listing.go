@@ -2,6 +2,7 @@ package pgp
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"net/mail"
 	"strconv"
@@ -102,13 +103,17 @@ func unescape(s string) string {
 		i++
 		if c := strings.IndexByte("nrfvb0", s[i]); c >= 0 {
 			b.WriteByte("\n\r\f\v\b\x00"[c])
-		} else if n, err := strconv.ParseUint(s[min(i+1, len(s)):min(i+3, len(s))], 16, 8); s[i] == 'x' && err == nil {
-			b.WriteByte(byte(n))
-			i += 2
-		} else {
-			b.WriteByte('\\')
-			b.WriteByte(s[i])
+			continue
 		}
+		if s[i] == 'x' && i+2 < len(s) {
+			if code, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+				b.Write(code)
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte('\\')
+		b.WriteByte(s[i])
 	}
 	return b.String()
 }

@@ -13,9 +13,8 @@ import (
 )
 
 const (
-	// maxRecipients bounds the recipients of a layer, and what else may precede a
-	// message's body. Each of them can cost every key that is tried an operation, and
-	// one is written in some fifteen bytes.
+	// maxRecipients bounds the recipients of a message, and what else may precede its
+	// body.
 	maxRecipients = 1024
 	// maxChunk bounds the exponent of an AEAD chunk's size: 4 MiB, GnuPG's default and
 	// RFC 9580's limit. The library allocates a chunk before it reads one.
@@ -176,6 +175,9 @@ func content(message []byte) ([]byte, error) {
 	}
 	if len(text) > layer.MaxSecretSize {
 		return nil, malformed("over %d bytes", layer.MaxSecretSize)
+	}
+	if text == nil { // which would mean that nothing was opened
+		text = []byte{}
 	}
 	return text, nil
 }
