@@ -19,8 +19,7 @@ import (
 
 // matrix is the table of what opens what. testreport prints it at the end.
 type matrix struct {
-	rows    []matrixRow
-	columns []string
+	rows, columns []string
 
 	mu    sync.Mutex
 	cells map[[2]string]string
@@ -32,12 +31,27 @@ type matrixRow struct {
 	holders []testkeys.Holder
 }
 
+// matrixRows makes the keys of a user for all rows.
+func matrixRows(t *testing.T) (*testkeys.User, []matrixRow) {
+	t.Helper()
+	user := testkeys.NewUser(t)
+	var rows []matrixRow
+	all := user.All(t)
+	for _, h := range all {
+		rows = append(rows, matrixRow{h.Scheme, []testkeys.Holder{h}})
+	}
+	// A provider that is a command, and one that is a service.
+	last := &rows[len(rows)-1]
+	last.holders = append(last.holders, user.Provider(t, testprovider.Options{Transport: testprovider.GRPC, TLS: true, ClientCert: true}))
+	return user, append(rows, matrixRow{"all five", all})
+}
+
 // fill fills the cells of a column, each in a test of its own. What work returns goes into the table.
-func (m *matrix) fill(t *testing.T, column string, parallel bool, work func(t *testing.T, row matrixRow) string) {
+func (m *matrix) fill(t *testing.T, column string, rows []matrixRow, work func(t *testing.T, row matrixRow) string) {
 	t.Helper()
 	m.columns = append(m.columns, column)
-	for _, row := range m.rows {
-		m.cell(t, row, column, parallel, work)
+	for _, row := range rows {
+		m.cell(t, row, column, true, work)
 	}
 }
 
@@ -75,9 +89,9 @@ func (m *matrix) report(t *testing.T) {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\t"+strings.Join(m.columns, "\t"))
 	for _, row := range m.rows {
-		line := []string{row.name}
+		line := []string{row}
 		for _, column := range m.columns {
-			text, ok := m.cells[[2]string{row.name, column}]
+			text, ok := m.cells[[2]string{row, column}]
 			if !ok {
 				text = "not run"
 			}
@@ -100,20 +114,18 @@ func (m *matrix) report(t *testing.T) {
 // What is encrypted here opens there, the other way round, and runs, by every kind of key, and by each of several.
 func TestSchemeMatrix(t *testing.T) {
 	t.Parallel()
-	user := testkeys.NewUser(t)
-	all := user.All(t)
-	service := user.Provider(t, testprovider.Options{Transport: testprovider.GRPC, TLS: true, ClientCert: true})
 	m := &matrix{cells: make(map[[2]string]string)}
-	for _, h := range all {
-		m.rows = append(m.rows, matrixRow{h.Scheme, []testkeys.Holder{h}})
-	}
-	// A provider that is a command, and one that is a service.
-	last := &m.rows[len(m.rows)-1]
-	last.holders = append(last.holders, service)
-	m.rows = append(m.rows, matrixRow{"all five", all})
 	t.Cleanup(func() { m.report(t) })
+	user, rows := matrixRows(t)
+	for _, row := range rows {
+		m.rows = append(m.rows, row.name)
+	}
 
-	m.fill(t, "→ ocicrypt", true, func(t *testing.T, row matrixRow) string {
+	// SoftHSM 2.6 has its files of a token broken for a moment while somebody logs in, so nobody else may then.
+	var token sync.Mutex
+	m.fill(t, "→ ocicrypt", rows, func(t *testing.T, row matrixRow) string {
+		token.Lock()
+		defer token.Unlock()
 		l, plain := threeLayers(t)
 		enc := l.encryptFor(t, user, plain, "enc", row.holders...)
 		for _, h := range row.holders {
@@ -123,7 +135,9 @@ func TestSchemeMatrix(t *testing.T) {
 		}
 		return "ok"
 	})
-	m.fill(t, "← ocicrypt", true, func(t *testing.T, row matrixRow) string {
+	m.fill(t, "← ocicrypt", rows, func(t *testing.T, row matrixRow) string {
+		token.Lock()
+		defer token.Unlock()
 		l, plain := threeLayers(t)
 		enc, err := l.ocicryptFor(user, plain, nil, row.holders...)
 		if err != nil {
@@ -143,10 +157,10 @@ func TestSchemeMatrix(t *testing.T) {
 	registry := testregistry.Start(t)
 	tools := map[string]tool{"skopeo": skopeoTool{user}, "buildah": buildahTool{user, registry}}
 	for _, name := range slices.Backward(slices.Sorted(maps.Keys(tools))) {
-		m.fill(t, "→ "+name, true, func(t *testing.T, row matrixRow) string {
+		m.fill(t, "→ "+name, rows, func(t *testing.T, row matrixRow) string {
 			return toolOpens(t, tools[name], user, row.holders)
 		})
-		m.fill(t, "← "+name, true, func(t *testing.T, row matrixRow) string {
+		m.fill(t, "← "+name, rows, func(t *testing.T, row matrixRow) string {
 			return weOpenTool(t, tools[name], user, row.holders)
 		})
 	}
@@ -155,19 +169,20 @@ func TestSchemeMatrix(t *testing.T) {
 		m.columns = append(m.columns, run, node)
 		t.Run("containerd "+string(version), func(t *testing.T) {
 			t.Parallel()
-			m.onNode(t, user, version, run, node)
+			m.onNode(t, version, run, node)
 		})
 	}
 }
 
 // onNode fills the columns of a containerd.
-func (m *matrix) onNode(t *testing.T, user *testkeys.User, version testnode.Version, run, keys string) {
+func (m *matrix) onNode(t *testing.T, version testnode.Version, run, keys string) {
+	user, rows := matrixRows(t)
 	k := newNodeKeys(t, user)
 	n := startNode(t, testnode.Config{Version: version, KeysDir: k.dir, DecoderEnv: k.env})
 	client := n.with(user.Env())
 	n.load(t, runnable(t), plainName)
 	archives := make(map[string]string)
-	for _, row := range m.rows {
+	for _, row := range rows {
 		var recipients []string
 		for _, h := range row.holders {
 			recipients = append(recipients, h.Recipient)
@@ -184,7 +199,7 @@ func (m *matrix) onNode(t *testing.T, user *testkeys.User, version testnode.Vers
 			t.Errorf("%s: %s", h.Recipient, r)
 		}
 	}
-	for _, row := range m.rows {
+	for _, row := range rows {
 		m.cell(t, row, run, false, func(t *testing.T, row matrixRow) string {
 			k.none(t)
 			for _, h := range row.holders {

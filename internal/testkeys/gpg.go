@@ -23,8 +23,8 @@ func (u *User) PGP(t testing.TB, passphrase string) Holder {
 	}
 	recipe := u.path("recipe")
 	write(t, recipe, strings.Join([]string{
-		protection,
 		"Key-Type: RSA", "Key-Length: 2048", "Key-Usage: sign",
+		protection,
 		"Subkey-Type: RSA", "Subkey-Length: 2048", "Subkey-Usage: encrypt",
 		"Name-Real: Holder", "Name-Email: " + address, "Expire-Date: 0", "%commit", "",
 	}, "\n"))
