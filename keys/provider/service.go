@@ -70,6 +70,10 @@ func (s *service) ask(ctx context.Context, q question) ([]byte, error) {
 
 // failed is about a connection that could not be made or that broke.
 func (s *service) failed(ctx context.Context, err error) error {
+	// Package net keeps deadlines, too, and may be a moment earlier than ctx.
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		<-ctx.Done()
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -40,7 +40,7 @@ func parseTarget(s string) (target, error) {
 			return target{}, errors.New("a DNS server of its own is not supported (dns:///HOST:PORT has three slashes)")
 		}
 		s = endpoint(u)
-		if _, _, err := net.SplitHostPort(s); err != nil {
+		if _, _, err := net.SplitHostPort(s); err != nil && s != "" {
 			s = net.JoinHostPort(strings.Trim(s, "[]"), "443")
 		}
 	case "passthrough":
