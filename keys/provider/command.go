@@ -38,9 +38,9 @@ func (c *command) ask(ctx context.Context, q question) ([]byte, error) {
 	}
 	err = cmd.Wait()
 	data, failed := c.outcome(ctx, q, err, out.data, gist(words.String(), q.hidden()))
-	if failed != nil && errors.Is(err, exec.ErrWaitDelay) {
-		// Whoever holds the output open is still in the group.
-		killGroup(cmd.Process)
+	if failed != nil {
+		// What it has started may live on, and is still in the group.
+		_ = killGroup(cmd.Process)
 	}
 	return data, failed
 }
@@ -54,7 +54,8 @@ func (c *command) outcome(ctx context.Context, q question, err error, out []byte
 	case errors.As(err, &exit) && exit.Exited():
 		return nil, note(fmt.Errorf("%s exited with status %d", c.path, exit.ExitCode()), stderr)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		return nil, unreachable(note(fmt.Errorf("%s: %w", c.path, err), stderr))
+		// Not wrapped: whoever looks for an exit code in an error wants another one.
+		return nil, unreachable(note(fmt.Errorf("%s: %v", c.path, err), stderr))
 	}
 	// After ErrWaitDelay too: the command has succeeded and left a process behind that
 	// has its output open, but what it wrote itself has arrived.

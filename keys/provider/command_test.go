@@ -3,6 +3,8 @@
 package provider_test
 
 import (
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"os"
 	"os/exec"
@@ -101,6 +103,8 @@ func TestCommandEndsWithItsChildren(t *testing.T) {
 	for name, script := range map[string]string{
 		"waits":        "(sleep 100 & echo $! >>%; wait) & echo $! >>%; echo $$ >>%; wait",
 		"has ended":    "(sleep 100 & echo $! >>%; wait) & echo $! >>%; sleep 0.2",
+		"has failed":   "sleep 100 & echo $! >>%; echo $$ >>%; exit 1",
+		"was killed":   "sleep 100 & echo $! >>%; echo $$ >>%; kill -9 $$",
 		"floods":       "sleep 100 & echo $! >>%; echo $$ >>%; cat /dev/zero",
 		"deaf to TERM": "trap '' TERM HUP INT; sleep 100 & echo $! >>%; echo $$ >>%; wait",
 	} {
@@ -183,12 +187,38 @@ func TestGist(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"", ""}, {"\n\n", ""}, {"one\r\ntwo\n", "one; two"}, {"\x1b[31mred\x00\xff", "?[31mred??"},
 		{"my secret is secret", "my … is …"}, {"in base64 c2VjcmV0!", "in base64 …!"}, {"ab", "ab"},
-		{long, strings.Repeat("a", 150) + " … " + strings.Repeat("z", 250)},
-		{strings.Repeat("é", 500), strings.Repeat("é", 75) + " … " + strings.Repeat("é", 125)},
+		{long, strings.Repeat("a", 80) + " … " + strings.Repeat("z", 180)},
+		{strings.Repeat("é", 500), strings.Repeat("é", 40) + " … " + strings.Repeat("é", 90)},
 	} {
 		if got := provider.Gist(c.text, []byte("secret"), []byte("ab")); got != c.want {
 			t.Errorf("%q: %q", c.text, got)
 		}
+	}
+}
+
+// A part of what is hidden is found, too, as it is or encoded, wherever it stands in what was encoded with it.
+func TestGistHidesParts(t *testing.T) {
+	t.Parallel()
+	const hidden = "the canary sings of 7 secrets"
+	encode := base64.StdEncoding.EncodeToString
+	for _, text := range []string{
+		hidden[:14], hidden[9:], "x" + hidden + "y", hex.EncodeToString([]byte(hidden[3:20])), strings.ToUpper(hex.EncodeToString([]byte(hidden))),
+		encode([]byte(hidden)), encode([]byte(hidden[:20])), encode([]byte("x" + hidden)), encode([]byte("xy" + hidden + "z")), encode([]byte(hidden))[5:25],
+		base64.RawURLEncoding.EncodeToString([]byte("??" + hidden)), hidden + hidden,
+	} {
+		got := provider.Gist("says: "+text+" and more", []byte(hidden))
+		for i := range len(text) - 12 {
+			if strings.Contains(got, text[i:i+12]) {
+				t.Errorf("%q becomes %q", text, got)
+				break
+			}
+		}
+		if !strings.HasPrefix(got, "says: ") || !strings.HasSuffix(got, " and more") {
+			t.Errorf("%q becomes %q", text, got)
+		}
+	}
+	if got := provider.Gist("the can is empty", []byte(hidden)); got != "the can is empty" {
+		t.Errorf("%q", got)
 	}
 }
 

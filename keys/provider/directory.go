@@ -25,6 +25,13 @@ type directory struct {
 	mu        sync.Mutex
 	providers map[string]asker // nil until the file was read
 	broken    map[string]error // those that cannot be used, and why
+	silent    map[string]silence
+}
+
+// silence is what became of a question that a provider has not answered in time.
+type silence struct {
+	err   error
+	until time.Time // when the provider may be asked again
 }
 
 // asker is a way of asking a provider.
@@ -41,7 +48,7 @@ func newDirectory(c Config) *directory {
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = 10 * time.Second
 	}
-	return &directory{config: c}
+	return &directory{config: c, silent: make(map[string]silence)}
 }
 
 // attributes is ocicrypt's KeyProviderAttrs.
@@ -173,13 +180,34 @@ func (d *directory) ask(ctx context.Context, q question) ([]byte, error) {
 	return nil, &Error{Provider: q.name, Op: q.op, Err: err}
 }
 
+// answer asks it, unless it has just been silent: an image of many layers would cost a
+// deadline for each of them.
 func (d *directory) answer(ctx context.Context, q question) ([]byte, error) {
 	p, err := d.lookup(q.name)
 	if err != nil {
 		return nil, away(err)
 	}
+	if err := d.silence(q.name); err != nil {
+		return nil, err
+	}
 	late := away(fmt.Errorf("no answer within %v", d.config.Timeout))
 	limited, cancel := context.WithTimeoutCause(ctx, d.config.Timeout, late)
 	defer cancel()
-	return p.ask(limited, q)
+	data, err := p.ask(limited, q)
+	if errors.Is(err, late) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.silent[q.name] = silence{err: err, until: time.Now().Add(d.config.Timeout)}
+	}
+	return data, err
+}
+
+// silence returns what a provider is not asked for, nil if it may be.
+func (d *directory) silence(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s, ok := d.silent[name]; ok && time.Now().Before(s.until) {
+		return s.err
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -46,29 +47,83 @@ func (e *awayError) Unwrap() error { return e.error }
 
 func (e *awayError) Is(target error) bool { return target == errAway }
 
-// Bounds of what of a provider's own words is in an error, in bytes.
+// Bounds of what of a provider's own words is in an error, in bytes. With all that is around
+// them they have to fit into what package keys shows of one attempt.
 const (
-	gistHead = 150
-	gistTail = 250
+	gistHead = 80
+	gistTail = 180
 )
 
-// gist makes a provider's words fit for an error: one printable line of at most some 400
+// gist makes a provider's words fit for an error: one printable line of at most some 260
 // bytes, of a long text its beginning and its end, and nothing in it of what is to be hidden.
 func gist(text string, hidden [][]byte) string {
-	for _, h := range hidden {
-		// What is shorter is no secret, and would be found by chance.
-		if len(h) < 6 {
-			continue
-		}
-		text = strings.ReplaceAll(text, string(h), "…")
-		text = strings.ReplaceAll(text, base64.StdEncoding.EncodeToString(h), "…")
-	}
-	text = oneline.Of(strings.ToValidUTF8(text, "?"))
+	text = oneline.Of(strings.ToValidUTF8(redact(text, hidden), "?"))
 	if len(text) > gistHead+gistTail {
 		head, tail := text[:gistHead], text[len(text)-gistTail:]
 		text = strings.ToValidUTF8(head, "") + " … " + strings.ToValidUTF8(tail, "")
 	}
 	return text
+}
+
+// How much of something hidden is to be found in a text, in bytes: all of it, or so much
+// in a row. What is shorter than the former is no secret, and would be found by chance.
+const (
+	leastHidden = 6
+	hiddenInRow = 12
+)
+
+// redact puts ellipses in the place of all that a text repeats of what is to be hidden. A
+// provider may show a part of its request, of the JSON or of what is encoded in it.
+func redact(text string, hidden [][]byte) string {
+	parts := make(map[string]bool)
+	lengths := make(map[int]bool)
+	for _, h := range hidden {
+		if len(h) < leastHidden {
+			continue
+		}
+		for _, form := range encodings(h) {
+			n := min(len(form), hiddenInRow)
+			lengths[n] = true
+			for i := range len(form) - n + 1 {
+				parts[form[i:i+n]] = true
+			}
+		}
+	}
+	hide := make([]bool, len(text))
+	for at := range len(text) {
+		for n := range lengths {
+			if at+n <= len(text) && parts[text[at:at+n]] {
+				for i := at; i < at+n; i++ {
+					hide[i] = true
+				}
+			}
+		}
+	}
+	var b strings.Builder
+	for i := range len(text) {
+		if !hide[i] {
+			b.WriteByte(text[i])
+		} else if i == 0 || !hide[i-1] {
+			b.WriteString("…")
+		}
+	}
+	return b.String()
+}
+
+// encodings returns the forms in which data may be shown. In base64 it looks different at
+// each of three places in what is encoded; the characters that depend on what is around it
+// are left out.
+func encodings(data []byte) []string {
+	forms := []string{string(data), hex.EncodeToString(data), strings.ToUpper(hex.EncodeToString(data))}
+	for shift := range 3 {
+		text := base64.RawStdEncoding.EncodeToString(append(make([]byte, shift), data...))
+		text = text[(shift*8+5)/6:]
+		if (shift+len(data))%3 != 0 {
+			text = text[:len(text)-1]
+		}
+		forms = append(forms, text, strings.NewReplacer("+", "-", "/", "_").Replace(text))
+	}
+	return forms
 }
 
 // note appends what a provider said to an error.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"imgcrypt/keys"
 	"imgcrypt/layer"
@@ -26,17 +27,19 @@ type Identity struct {
 func (id *Identity) Name() string { return Name + " " + shown(id.name) }
 
 // Unwrap implements [keys.Identity]. The provider is asked about its packets in their
-// order, until one opens or it turns out that it cannot be asked at all. If none opens,
-// the error is an [*Error], or several that are joined. If there is no packet of this
+// order, until one opens, it turns out that it cannot be asked at all, or refusing them has
+// taken as long as one answer may. If none opens, the error is an [*Error], or several that
+// are joined. If there is no packet of this
 // provider, it is [keys.ErrNoMatch].
 func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte, error) {
 	var errs []error
+	begin := time.Now()
 	for _, p := range packets {
 		if p.Scheme != Name+"."+id.name {
 			continue
 		}
-		if len(errs) == maxPackets {
-			errs = append(errs, &Error{Provider: id.name, Op: opUnwrap, Err: fmt.Errorf("it is not asked about more than %d packets", maxPackets)})
+		if n := len(errs); n == maxPackets || n > 0 && time.Since(begin) >= id.directory.config.Timeout {
+			errs = append(errs, &Error{Provider: id.name, Op: opUnwrap, Err: fmt.Errorf("it is not asked about more than %d packets", n)})
 			break
 		}
 		secret, err := id.directory.ask(ctx, question{name: id.name, op: opUnwrap, params: id.params, data: p.Data})

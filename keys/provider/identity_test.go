@@ -1,11 +1,14 @@
 package provider_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -180,6 +183,54 @@ func TestNames(t *testing.T) {
 	}
 	if got := s.Describe(layer.Packet{Scheme: "provider.vault"}); len(got) != 1 || got[0] != "[provider.vault]" {
 		t.Errorf("described as %q", got)
+	}
+}
+
+// A provider that does not answer is not asked again at once: not about other packets, nor about other layers.
+func TestSilenceCostsOneDeadline(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	for _, transport := range []testprovider.Transport{testprovider.Command, testprovider.GRPC} {
+		p := testprovider.New(t, testprovider.Options{Transport: transport, Fault: testprovider.Hang})
+		s := provider.Scheme(provider.Config{File: p.File, Timeout: timeout, IdleTimeout: time.Millisecond})
+		packets := slices.Repeat([]layer.Packet{{Scheme: "provider.vault", Data: []byte("x")}}, 100)
+		begin := time.Now()
+		var first string
+		for range 12 {
+			_, err := unwrap(t, s, "vault", packets...)
+			if !errors.Is(err, keys.ErrUnreachable) || !strings.Contains(err.Error(), "no answer within 1s") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%v", err)
+			}
+			if first = cmp.Or(first, err.Error()); err.Error() != first {
+				t.Errorf("%v, and before %s", err, first)
+			}
+		}
+		if took := time.Since(begin); took > timeout*3/2 {
+			t.Errorf("it took %v", took)
+		}
+		// It may have come back, so after a while it is asked.
+		for asked := false; !asked; time.Sleep(10 * time.Millisecond) {
+			begin = time.Now()
+			if _, err := unwrap(t, s, "vault", packets[0]); err == nil {
+				t.Fatal("it answers")
+			}
+			asked = time.Since(begin) > timeout/2
+		}
+	}
+}
+
+// Refusing many packets slowly does not take longer than two deadlines.
+func TestSlowRefusals(t *testing.T) {
+	t.Parallel()
+	p := testprovider.New(t, testprovider.Options{Fault: testprovider.Slow})
+	s := provider.Scheme(provider.Config{File: p.File, Timeout: 2 * time.Second})
+	begin := time.Now()
+	_, err := unwrap(t, s, "vault", slices.Repeat([]layer.Packet{{Scheme: "provider.vault", Data: []byte("x")}}, 100)...)
+	if err == nil || !strings.Contains(err.Error(), "this packet is not of this vault\n") || !regexp.MustCompile("not asked about more than [1-9] packets$").MatchString(err.Error()) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begin); took > 4*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 
