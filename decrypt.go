@@ -26,13 +26,17 @@ func Decrypt(ctx context.Context, s Store, root ocispec.Descriptor, o DecryptOpt
 	if o.Notify == nil {
 		o.Notify = func(Notice) {}
 	}
-	c := &decryption{store: s, o: o, opened: make(map[digest.Digest]opening)}
+	c := &decryption{store: s, o: o}
 	c.editor = &editor{store: s, sel: o.Select, notify: o.Notify, crypt: c}
+	first := &ahead{plan: c.plan}
+	if err := first.run(ctx, s, root, o.Select, o.Jobs); err != nil {
+		return Result{}, err
+	}
 	desc, err := c.edit(ctx, root)
 	if err == nil && c.chosen == 0 && c.missing == nil && o.Select.Platform == nil && o.Select.Layer == nil {
 		return Result{Desc: root}, nil // An image without layers.
 	}
-	return c.result(desc, len(c.opened), err)
+	return c.result(desc, c.opened.len(), err)
 }
 
 // decryption is one run of Decrypt.
@@ -40,13 +44,28 @@ type decryption struct {
 	*editor
 	store  Store
 	o      DecryptOptions
-	opened map[digest.Digest]opening
+	opened results[opening]
 }
 
 // opening is what became of one encrypted layer, and the annotations it had.
 type opening struct {
 	change
 	had map[string]string
+}
+
+// plan is that of [ahead]: encrypted layers are opened.
+func (c *decryption) plan(d *document) func(Layer) func(context.Context) error {
+	rec, _ := readRecord(d)
+	return func(l Layer) func(context.Context) error {
+		if !layer.IsEncrypted(l.Desc.MediaType) {
+			return nil
+		}
+		keep := rec.known(l.Index).Data != nil
+		return func(ctx context.Context) error {
+			_, err := c.layer(ctx, l, keep)
+			return err
+		}
+	}
 }
 
 func (c *decryption) manifest(ctx context.Context, d *document, chosen []Layer) (outcome, error) {
@@ -99,14 +118,14 @@ func (c *decryption) tolerates(*MissingError, ocispec.Descriptor) bool { return 
 
 // layer decrypts one layer. keep asks for its plain bytes, for the descriptor.
 func (c *decryption) layer(ctx context.Context, l Layer, keep bool) (change, error) {
-	o, ok := c.opened[l.Desc.Digest]
+	o, ok := c.opened.get(l.Desc.Digest)
 	if !ok || !maps.Equal(o.had, l.Desc.Annotations) || keep && o.data == nil {
 		var err error
 		if o.change, err = c.unseal(ctx, l, keep); err != nil {
 			return change{}, err
 		}
 		o.had = l.Desc.Annotations
-		c.opened[l.Desc.Digest] = o
+		c.opened.set(l.Desc.Digest, o)
 	}
 	ch := o.change
 	ch.desc.MediaType = layer.PlainMediaType(l.Desc.MediaType)
@@ -125,10 +144,10 @@ func (c *decryption) unseal(ctx context.Context, l Layer, keep bool) (change, er
 	if hint := secret.Digest; hint.Validate() == nil && hint.Algorithm() != digest.SHA256 {
 		want.Digest, want.Size = hint, l.Desc.Size
 	}
-	ch, err := c.stream(ctx, l, secret, want, keep)
+	ch, err := again(ctx, func() (change, error) { return c.stream(ctx, l, secret, want, keep) })
 	if want.Digest != "" && errors.Is(err, ErrMismatch) && !errors.Is(err, layer.ErrTampered) {
 		want.Digest, want.Size = "", 0
-		return c.stream(ctx, l, secret, want, keep)
+		return again(ctx, func() (change, error) { return c.stream(ctx, l, secret, want, keep) })
 	}
 	return ch, err
 }

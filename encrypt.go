@@ -30,8 +30,12 @@ func Encrypt(ctx context.Context, s Store, root ocispec.Descriptor, o EncryptOpt
 	if o.Notify == nil {
 		o.Notify = func(Notice) {}
 	}
-	c := &encryption{store: s, o: o, sealed: make(map[digest.Digest]sealing), done: make(map[digest.Digest]bool)}
+	c := &encryption{store: s, o: o, done: make(map[digest.Digest]bool)}
 	c.editor = &editor{store: s, sel: o.Select, notify: o.Notify, crypt: c}
+	first := &ahead{plan: c.plan}
+	if err := first.run(ctx, s, root, o.Select, o.Jobs); err != nil {
+		return Result{}, err
+	}
 	desc, err := c.edit(ctx, root)
 	return c.result(desc, len(c.done), err)
 }
@@ -41,7 +45,7 @@ type encryption struct {
 	*editor
 	store  Store
 	o      EncryptOptions
-	sealed map[digest.Digest]sealing
+	sealed results[sealing]
 	done   map[digest.Digest]bool
 }
 
@@ -125,25 +129,54 @@ func (c *encryption) layer(ctx context.Context, l Layer) (sealing, error) {
 	if layer.IsEncrypted(l.Desc.MediaType) {
 		return c.extend(ctx, l.Desc)
 	}
-	for name := range l.Desc.Annotations {
-		if layer.IsAnnotation(name) {
-			return sealing{}, fmt.Errorf("%w: it has the annotation %.100q of an encrypted layer, and the media type %q", ErrManifest, name, l.Desc.MediaType)
-		}
+	if err := checkPlain(l.Desc); err != nil {
+		return sealing{}, err
 	}
-	if l.Desc.MediaType == "" {
-		return sealing{}, fmt.Errorf("%w: it has no media type", ErrManifest)
-	}
-	s, ok := c.sealed[l.Desc.Digest]
-	if !ok {
-		var err error
-		if s, err = c.seal(ctx, l); err != nil {
-			return sealing{}, err
-		}
-		c.sealed[l.Desc.Digest] = s
+	s, err := c.sealOnce(ctx, l)
+	if err != nil {
+		return sealing{}, err
 	}
 	s.after.desc.MediaType = layer.EncryptedMediaType(l.Desc.MediaType)
 	s.before.desc.MediaType = layer.OCIMediaType(l.Desc.MediaType)
 	return s, nil
+}
+
+// checkPlain returns an error for a layer of which nobody knows what it is.
+func checkPlain(desc ocispec.Descriptor) error {
+	for name := range desc.Annotations {
+		if layer.IsAnnotation(name) {
+			return fmt.Errorf("%w: it has the annotation %.100q of an encrypted layer, and the media type %q", ErrManifest, name, desc.MediaType)
+		}
+	}
+	if desc.MediaType == "" {
+		return fmt.Errorf("%w: it has no media type", ErrManifest)
+	}
+	return nil
+}
+
+// plan is that of [ahead]: layers that are going to be sealed are.
+func (c *encryption) plan(*document) func(Layer) func(context.Context) error {
+	return func(l Layer) func(context.Context) error {
+		if layer.IsEncrypted(l.Desc.MediaType) || len(l.Desc.URLs) > 0 || checkPlain(l.Desc) != nil {
+			return nil
+		}
+		return func(ctx context.Context) error {
+			_, err := c.sealOnce(ctx, l)
+			return err
+		}
+	}
+}
+
+// sealOnce seals a plain layer, unless that was done before.
+func (c *encryption) sealOnce(ctx context.Context, l Layer) (sealing, error) {
+	if s, ok := c.sealed.get(l.Desc.Digest); ok {
+		return s, nil
+	}
+	s, err := again(ctx, func() (sealing, error) { return c.seal(ctx, l) })
+	if err == nil {
+		c.sealed.set(l.Desc.Digest, s)
+	}
+	return s, err
 }
 
 // seal streams one plain layer through the cipher into the store.

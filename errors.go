@@ -22,6 +22,10 @@ var (
 	// ErrManifest means that a manifest or index cannot be what its media type
 	// says, or is too large.
 	ErrManifest = errors.New("malformed manifest")
+	// ErrInterrupted means that a store could not take a blob to its end, and that
+	// doing it anew, with a new reader, may help: a registry's connection broke,
+	// say. What is encrypted is then encrypted anew, with a new key and nonce.
+	ErrInterrupted = errors.New("interrupted")
 	// ErrMismatch means that a blob's bytes do not have the digest or the size
 	// that its descriptor says.
 	ErrMismatch = layer.ErrMismatch

@@ -101,6 +101,8 @@ type EncryptOptions struct {
 	// KeepMissing leaves an index entry as it is whose manifest is not in the
 	// store. Zero: that is a [*MissingError].
 	KeepMissing bool
+	// Jobs is how many layers are encrypted at the same time. Zero: one.
+	Jobs int
 	// Notify is told what the user has to know. nil: nobody is.
 	Notify func(Notice)
 }
@@ -115,6 +117,8 @@ type DecryptOptions struct {
 	// encrypted layers, is not in the store, as long as there is another one
 	// that can be decrypted. Zero: that is a [*MissingError].
 	KeepMissing bool
+	// Jobs is how many layers are decrypted at the same time. Zero: one.
+	Jobs int
 	// Notify is told what the user has to know. nil: nobody is.
 	Notify func(Notice)
 }

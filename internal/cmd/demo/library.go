@@ -80,7 +80,7 @@ func (l *library) encrypt(ctx context.Context, plain ocispec.Descriptor) (ocispe
 	if err := l.keyPair(ctx, "key.pem", "pub.pem"); err != nil {
 		return none, err
 	}
-	recipient, err := l.parser.Recipient(ctx, "jwe:" + l.path("pub.pem"))
+	recipient, err := l.parser.Recipient(ctx, "jwe:"+l.path("pub.pem"))
 	if err != nil {
 		return none, err
 	}
