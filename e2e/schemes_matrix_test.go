@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"os"
@@ -256,10 +257,12 @@ func (k nodeKeys) only(t testing.TB, h testkeys.Holder) {
 	k.add(t, h)
 }
 
+// add gives the node the keys of one more.
 func (k nodeKeys) add(t testing.TB, h testkeys.Holder) {
 	t.Helper()
 	for _, file := range h.Files {
-		writeFile(t, filepath.Join(k.dir, filepath.Base(file)), readFile(t, file))
+		// Files of several users may be called the same.
+		writeFile(t, filepath.Join(k.dir, rand.Text()+"-"+filepath.Base(file)), readFile(t, file))
 	}
 	if h.Config != "" {
 		writeFile(t, k.conf, []byte(h.Config))
