@@ -127,6 +127,12 @@ func (c *encryption) tolerates(missing *MissingError, entry ocispec.Descriptor) 
 // layer encrypts one layer, or adds the recipients to it.
 func (c *encryption) layer(ctx context.Context, l Layer) (sealing, error) {
 	if layer.IsEncrypted(l.Desc.MediaType) {
+		switch {
+		case c.o.Rekey:
+			return c.rekeyOnce(ctx, l)
+		case c.o.Replace:
+			return c.replace(ctx, l.Desc)
+		}
 		return c.extend(ctx, l.Desc)
 	}
 	if err := checkPlain(l.Desc); err != nil {
@@ -157,7 +163,13 @@ func checkPlain(desc ocispec.Descriptor) error {
 // plan is that of [ahead]: layers that are going to be sealed are.
 func (c *encryption) plan(*document) func(Layer) func(context.Context) error {
 	return func(l Layer) func(context.Context) error {
-		if layer.IsEncrypted(l.Desc.MediaType) || len(l.Desc.URLs) > 0 || checkPlain(l.Desc) != nil {
+		switch {
+		case layer.IsEncrypted(l.Desc.MediaType) && c.o.Rekey:
+			return func(ctx context.Context) error {
+				_, err := c.rekeyOnce(ctx, l)
+				return err
+			}
+		case layer.IsEncrypted(l.Desc.MediaType) || len(l.Desc.URLs) > 0 || checkPlain(l.Desc) != nil:
 			return nil
 		}
 		return func(ctx context.Context) error {
@@ -187,32 +199,87 @@ func (c *encryption) seal(ctx context.Context, l Layer) (sealing, error) {
 	}
 	defer r.Close()
 	plain := capture(r, l.Desc, l.Desc.Data != nil)
-	sealer, err := layer.NewSealer(plain, l.Desc.Digest, l.Desc.Size)
+	after, err := c.stream(ctx, plain, l.Desc, layer.EncryptedMediaType(l.Desc.MediaType))
 	if err != nil {
-		return sealing{}, err
-	}
-	put, err := c.store.Put(ctx, ocispec.Descriptor{MediaType: layer.EncryptedMediaType(l.Desc.MediaType)}, sealer)
-	if err != nil {
-		return sealing{}, err
-	}
-	sealed, err := sealer.Sealed()
-	if err != nil {
-		return sealing{}, err
-	}
-	if put.Digest != sealed.Digest || put.Size != sealed.Size {
-		return sealing{}, fmt.Errorf("%w: the store has %s (%d bytes), not %s (%d bytes)", ErrMismatch, put.Digest, put.Size, sealed.Digest, sealed.Size)
-	}
-	annotations, err := c.wrap(ctx, sealed.Secret, nil, nil)
-	if err != nil {
-		return sealing{}, err
-	}
-	if annotations[layer.PublicAnnotation], err = layer.MarshalPublic(sealed.Public); err != nil {
 		return sealing{}, err
 	}
 	return sealing{
-		after:  change{desc: put, annotations: annotations},
+		after:  after,
 		before: change{desc: ocispec.Descriptor{Digest: l.Desc.Digest, Size: l.Desc.Size}, data: plain.bytes()},
 	}, nil
+}
+
+// stream encrypts what plain yields, of which want is known, into the store, and wraps
+// its secret for the recipients.
+func (c *encryption) stream(ctx context.Context, plain io.Reader, want ocispec.Descriptor, mediaType string) (change, error) {
+	sealer, err := layer.NewSealer(plain, want.Digest, want.Size)
+	if err != nil {
+		return change{}, err
+	}
+	put, err := c.store.Put(ctx, ocispec.Descriptor{MediaType: mediaType}, sealer)
+	if err != nil {
+		return change{}, err
+	}
+	sealed, err := sealer.Sealed()
+	if err != nil {
+		return change{}, err
+	}
+	if put.Digest != sealed.Digest || put.Size != sealed.Size {
+		return change{}, fmt.Errorf("%w: the store has %s (%d bytes), not %s (%d bytes)", ErrMismatch, put.Digest, put.Size, sealed.Digest, sealed.Size)
+	}
+	annotations, err := c.wrap(ctx, sealed.Secret, nil, nil)
+	if err != nil {
+		return change{}, err
+	}
+	annotations[layer.PublicAnnotation], err = layer.MarshalPublic(sealed.Public)
+	return change{desc: put, annotations: annotations, only: true}, err
+}
+
+// rekeyOnce encrypts an encrypted layer anew, unless that was done before.
+func (c *encryption) rekeyOnce(ctx context.Context, l Layer) (sealing, error) {
+	if s, ok := c.sealed.get(l.Desc.Digest); ok {
+		return s, nil
+	}
+	s, err := again(ctx, func() (sealing, error) {
+		secret, err := keys.Open(ctx, c.o.Identities, l.Desc.Annotations)
+		if err != nil {
+			return sealing{}, err
+		}
+		r, plain, err := openSealed(ctx, c.store, l.Desc, l.Platform, secret)
+		if err != nil {
+			return sealing{}, err
+		}
+		defer r.Close()
+		after, err := c.stream(ctx, plain, ocispec.Descriptor{Size: l.Desc.Size}, l.Desc.MediaType)
+		return sealing{after: after}, err
+	})
+	if err == nil {
+		c.sealed.set(l.Desc.Digest, s)
+	}
+	return s, err
+}
+
+// replace makes the recipients the only ones of an encrypted layer. A result without
+// annotations means that they are already.
+func (c *encryption) replace(ctx context.Context, desc ocispec.Descriptor) (sealing, error) {
+	packets, damage := layer.Packets(desc.Annotations)
+	strange := func(p layer.Packet) bool {
+		return !slices.ContainsFunc(c.o.Recipients, func(r keys.Recipient) bool { return owns(r, []layer.Packet{p}) })
+	}
+	missing := func(r keys.Recipient) bool { return !owns(r, packets) }
+	if damage == nil && !slices.ContainsFunc(packets, strange) && !slices.ContainsFunc(c.o.Recipients, missing) {
+		return sealing{}, nil
+	}
+	secret, err := keys.Open(ctx, c.o.Identities, desc.Annotations)
+	if err != nil {
+		return sealing{}, err
+	}
+	annotations, err := c.wrap(ctx, secret, nil, nil)
+	if err != nil {
+		return sealing{}, err
+	}
+	annotations[layer.PublicAnnotation] = desc.Annotations[layer.PublicAnnotation]
+	return sealing{after: change{desc: desc, annotations: annotations, only: true}}, nil
 }
 
 // extend adds those recipients to an encrypted layer that cannot open it yet. A

@@ -96,6 +96,13 @@ type EncryptOptions struct {
 	// Identities open layers that are encrypted already, to add the recipients
 	// to them. Without one that opens it, such a layer is an error.
 	Identities []keys.Identity
+	// Replace makes the recipients the only ones of layers that are encrypted
+	// already: who is not among them is removed. Zero: they are added.
+	Replace bool
+	// Rekey encrypts layers that are encrypted already anew, with a new key and
+	// nonce, for the recipients alone. Who kept the old image can open that one,
+	// and not the new one. Zero: the layers stay as they are.
+	Rekey bool
 	// Select chooses what is encrypted. Zero: every layer.
 	Select Selection
 	// KeepMissing leaves an index entry as it is whose manifest is not in the

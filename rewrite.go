@@ -23,6 +23,8 @@ type change struct {
 	desc ocispec.Descriptor
 	// annotations are set on the child's descriptor.
 	annotations map[string]string
+	// only says that of the encryption's annotations no others remain.
+	only bool
 	// data is the content of the child, if its descriptor may carry it.
 	data []byte
 	// encrypted says, of an index entry, that layers in it are still encrypted.
@@ -105,6 +107,14 @@ func sealChild(node *rawjson.Value, was ocispec.Descriptor, c change, rec *child
 			old.SetString(c.annotations[name])
 		} else {
 			a.Append(name, rawjson.String(c.annotations[name]))
+		}
+	}
+	if !c.only {
+		return
+	}
+	for i := a.Len() - 1; i >= 0; i-- {
+		if _, stays := c.annotations[a.Name(i)]; !stays && layer.IsAnnotation(a.Name(i)) {
+			a.RemoveAppended(i)
 		}
 	}
 }
