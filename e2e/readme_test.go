@@ -22,7 +22,7 @@ import (
 
 // documents are those whose console blocks are run, each in one shell on a node of its own. A block has lines
 // that begin with "$ ", and under each what it prints, in which "…" stands for anything and runs of blanks
-// count as one. A command is expected to fail where it prints "ctr-enc: " and something other than a note.
+// count as one. A command is expected to fail where it prints "ctr-enc: " and something other than a note or a warning.
 func documents() []string { return []string{"README.md", "docs/containerd.md"} }
 
 // What users read is what happens, with the configuration that they read.
@@ -41,32 +41,38 @@ func TestDocuments(t *testing.T) {
 // follow does what a document says.
 func follow(t *testing.T, n *node, text string) {
 	t.Helper()
-	registry, dir := testregistry.Start(t), t.TempDir()
+	dir := t.TempDir()
+	text = here(t, n, dir).Replace(text)
+	restart(t, n, processors(t, text))
+	steps := console(text)
+	if len(steps) == 0 {
+		t.Fatal("it has no console block")
+	}
+	for i, got := range runSteps(t, n, dir, nil, steps) {
+		steps[i].check(t, got)
+	}
+}
+
+// here starts a registry with an image, and returns what puts the places of a document where they are on this machine,
+// given pairs of more such places.
+func here(t *testing.T, n *node, dir string, more ...string) *strings.Replacer {
+	t.Helper()
+	registry := testregistry.Start(t)
 	spec := runnable(t)
 	spec.Platforms = []string{testimage.HostPlatform(), "linux/s390x"}
 	if _, err := spec.Write(filepath.Join(dir, "layout"), "busybox"); err != nil {
 		t.Fatal(err)
 	}
 	registry.Push(t, filepath.Join(dir, "layout"), "library/busybox:latest")
-	// Where everything is on the machine of the reader, and here.
-	here := strings.NewReplacer(
+	return strings.NewReplacer(append(more,
 		"docker.io/", registry.Host()+"/",
 		"127.0.0.1:5000", registry.Host(),
 		"linux/amd64", testimage.HostPlatform(),
 		// runc and cgroups know containers by namespace and name, whichever containerd they are of.
 		"elsewhere", elsewhere(t, n),
 		"/usr/local/bin/ctd-decoder", testenv.Build(t, "./cmd/ctd-decoder"),
-		"/etc/containerd/ocicrypt/keys", filepath.Join(dir, "keys"),
-	)
-	text = here.Replace(text)
-	restart(t, n, processors(t, text))
-	steps := console(text)
-	if len(steps) == 0 {
-		t.Fatal("it has no console block")
-	}
-	for i, got := range runSteps(t, n, dir, steps) {
-		steps[i].check(t, got)
-	}
+		"/etc/containerd/ocicrypt", filepath.Join(dir, "node"),
+	)...)
 }
 
 // elsewhere returns the name of a second namespace, and removes the control groups that runc leaves of it.
@@ -132,6 +138,8 @@ func restart(t *testing.T, n *node, config string) {
 type consoleStep struct {
 	line string
 	want []string
+	// before are commands that are run before it, with a line end.
+	before string
 }
 
 // console returns the commands in a document's console blocks.
@@ -162,23 +170,23 @@ type consoleResult struct {
 	code   string
 }
 
-// runSteps runs all commands in one shell, so that they share variables.
-func runSteps(t *testing.T, n *node, dir string, steps []consoleStep) []consoleResult {
+// runSteps runs all commands in one shell, so that they share variables. env are more of these.
+func runSteps(t *testing.T, n *node, dir string, env []string, steps []consoleStep) []consoleResult {
 	t.Helper()
 	const mark = "=== end of step "
 	var script strings.Builder
 	fmt.Fprintf(&script, "cd %q\n", dir)
 	for _, s := range steps {
 		line := s.line
-		if strings.HasPrefix(line, "ctr-enc run --rm") {
+		if strings.Contains(line, "ctr-enc ") && strings.Contains(line, " run --rm ") {
 			// As testnode does: ctr may lose the output of a container that ends at once.
 			line = "for try in 1 2 3; do out=$({ " + line + "\n} 2>&1); code=$?; [ $code = 0 ] && [ -z \"$out\" ] || break; done\n" +
 				"[ -z \"$out\" ] || printf '%s\\n' \"$out\"; (exit $code)"
 		}
-		fmt.Fprintf(&script, "%s\nprintf '%s%%s\\n' \"$?\"\n", line, mark)
+		fmt.Fprintf(&script, "%s%s\nprintf '\\n%s%%s\\n' \"$?\"\n", s.before, line, mark)
 	}
 	cmd := n.Command(t.Context(), "bash", "-c", script.String())
-	cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(n.ctrEnc)+":"+os.Getenv("PATH"))
+	cmd.Env = append(append(cmd.Env, "PATH="+filepath.Dir(n.ctrEnc)+":"+os.Getenv("PATH")), env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
@@ -191,7 +199,8 @@ func runSteps(t *testing.T, n *node, dir string, steps []consoleStep) []consoleR
 			output.WriteString(line)
 			continue
 		}
-		results = append(results, consoleResult{output: output.String(), code: code})
+		// The line end before the mark is not the command's.
+		results = append(results, consoleResult{output: strings.TrimSuffix(output.String(), "\n"), code: code})
 		output.Reset()
 	}
 	if len(results) != len(steps) {
@@ -206,7 +215,8 @@ func (s consoleStep) check(t *testing.T, got consoleResult) {
 	fails := false
 	pattern := "^"
 	for _, line := range s.want {
-		fails = fails || strings.HasPrefix(line, "ctr-enc: ") && !strings.HasPrefix(line, "ctr-enc: note: ")
+		said, isError := strings.CutPrefix(line, "ctr-enc: ")
+		fails = fails || isError && !strings.HasPrefix(said, "note: ") && !strings.HasPrefix(said, "warning: ")
 		if line == "…" {
 			pattern += "(?:.*\n)*"
 			continue
