@@ -28,9 +28,9 @@ func (u *User) PGP(t testing.TB, passphrase string) Holder {
 		"Subkey-Type: RSA", "Subkey-Length: 2048", "Subkey-Usage: encrypt",
 		"Name-Real: Holder", "Name-Email: " + address, "Expire-Date: 0", "%commit", "",
 	}, "\n"))
-	u.run(t, "gpg", "--batch", "--quiet", "--generate-key", recipe)
+	u.GPG(t, "--generate-key", recipe)
 	secret := u.path("secret.gpg")
-	u.run(t, "gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", passphrase, "--output", secret, "--export-secret-keys", address)
+	u.GPG(t, "--pinentry-mode", "loopback", "--passphrase", passphrase, "--output", secret, "--export-secret-keys", address)
 	key := secret
 	if passphrase != "" {
 		key += ":pass=" + passphrase
@@ -62,6 +62,18 @@ func (u *User) makeKeyring(t testing.TB) {
 			t.Error(err)
 		}
 	})
+}
+
+// GPG runs gpg with the user's keyring, and returns what it prints.
+func (u *User) GPG(t testing.TB, args ...string) string {
+	t.Helper()
+	return u.run(t, "gpg", append([]string{"--batch", "--quiet"}, args...)...)
+}
+
+// GPG1 runs the gpg of version 1 with another home directory.
+func (u *User) GPG1(t testing.TB, homedir string, args ...string) string {
+	t.Helper()
+	return u.run(t, "gpg1", append([]string{"--homedir", homedir, "--batch", "--quiet"}, args...)...)
 }
 
 // Gnupg is the home directory of the user's gpg, empty before the first holder of pgp.

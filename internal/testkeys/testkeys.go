@@ -190,7 +190,7 @@ func (u *User) PKCS7(t testing.TB, args ...string) Holder {
 	u.run(t, "openssl", append([]string{"x509", "-req", "-in", request, "-signkey", private, "-set_serial", fmt.Sprint(1000 + u.made), "-out", cert}, args...)...)
 	return Holder{
 		Scheme: "pkcs7", Recipient: "pkcs7:" + cert, Keys: []string{private, cert}, Files: []string{private, cert},
-		Names: []string{name, fmt.Sprintf("%X", 1000+u.made)},
+		Names: []string{`issuer="CN=` + name + `,O=Example"`, fmt.Sprintf("serial=%04X", 1000+u.made)},
 	}
 }
 
