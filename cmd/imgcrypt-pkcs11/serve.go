@@ -35,6 +35,7 @@ func serve(stdin io.Reader, stdout *os.File) error {
 			return errors.New("an environment variable cannot be set")
 		}
 	}
+	turn(req.Module, req.Timeout)
 	answer, finish := module.Do(req)
 	line, err := json.Marshal(answer)
 	if err != nil {

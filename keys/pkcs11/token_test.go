@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,6 +132,40 @@ func TestWrongPIN(t *testing.T) {
 	}
 }
 
+// Processes that use a token at the same time do not get in each other's way, though SoftHSM loses sight of a token
+// while another process logs in. And none is kept waiting for good by one that hangs.
+func TestManyProcesses(t *testing.T) {
+	t.Parallel()
+	token := testsofthsm.New(t)
+	c := config(t, token)
+	p := wrap(t, newRecipient(t, c, token.PublicKey), "secret")
+	var wait sync.WaitGroup
+	for range 6 {
+		id := newIdentity(t, c, token.YAML)
+		wait.Go(func() {
+			for range 8 {
+				if secret, err := id.Unwrap(t.Context(), []layer.Packet{p}); err != nil || string(secret) != "secret" {
+					t.Errorf("%q, %v", secret, err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	s := newSpied(t, token, token.Key, "")
+	lock, err := os.Open(s.module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s.config.Timeout = timeout
+	if secret, err := newIdentity(t, s.config, s.path).Unwrap(t.Context(), []layer.Packet{s.packet}); err != nil || string(secret) != "secret" {
+		t.Errorf("beside one that hangs: %q, %v", secret, err)
+	}
+}
+
 // Two tokens of one name are told apart by the number of their slot.
 func TestTwoTokens(t *testing.T) {
 	t.Parallel()
@@ -239,6 +274,7 @@ type spied struct {
 	config pkcs11.Config
 	path   string
 	log    string
+	module string
 	packet layer.Packet
 }
 
@@ -246,11 +282,16 @@ type spied struct {
 func newSpied(t testing.TB, token *testsofthsm.Token, key testsofthsm.Key, faults string) spied {
 	t.Helper()
 	testenv.Need(t, testenv.Cgo)
-	module, err := spy()
+	built, err := spy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := spied{config: config(t, token), log: filepath.Join(t.TempDir(), "log")}
+	// Of its own, since operations with one library wait for each other.
+	module := filepath.Join(t.TempDir(), "spy.so")
+	if err := os.WriteFile(module, read(t, built), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := spied{module: module, config: config(t, token), log: filepath.Join(t.TempDir(), "log")}
 	s.config.File = filepath.Join(t.TempDir(), "ocicrypt.conf")
 	if err := os.WriteFile(s.config.File, []byte("pkcs11: {allowed-module-paths: ["+module+"]}\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -396,12 +437,8 @@ func TestHelperEnds(t *testing.T) {
 	t.Parallel()
 	token := testsofthsm.New(t)
 	s := newSpied(t, token, token.Key, "")
-	module, err := spy()
-	if err != nil {
-		t.Fatal(err)
-	}
 	req, err := json.Marshal(tokenproto.Request{
-		Version: tokenproto.Version, Operation: tokenproto.Unwrap, Timeout: time.Millisecond, Module: module,
+		Version: tokenproto.Version, Operation: tokenproto.Unwrap, Timeout: time.Millisecond, Module: s.module,
 		Env: map[string]string{"SOFTHSM2_CONF": token.Conf, "SPY_MODULE": token.Module, "SPY_FAULTS": "hang-at-login"},
 		Key: tokenproto.Key{Label: []byte(token.Key.Label)}, PIN: []byte(token.PIN),
 		Blobs: []tokenproto.Blob{{Data: make([]byte, 256), Hash: tokenproto.SHA1}},
