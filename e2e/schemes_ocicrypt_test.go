@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,6 +34,8 @@ type ocicryptJob struct {
 	// Recipients and Keys are what ocicrypt's users write. With recipients the image is encrypted for them too,
 	// without it is decrypted.
 	Recipients, Keys []string
+
+	env []string // more variables
 }
 
 func isOcicrypt() bool { return os.Getenv(ocicryptEnv) != "" }
@@ -131,7 +134,7 @@ func (j ocicryptJob) do(user *testkeys.User) (ocispec.Descriptor, error) {
 	}
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(exe)
-	cmd.Env = append(personless(), append(user.Env(), ocicryptEnv+"=1")...)
+	cmd.Env = append(personless(), slices.Concat(user.Env(), j.env, []string{ocicryptEnv + "=1"})...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		return desc, fmt.Errorf("ocicrypt: %w: %s", err, strings.TrimSpace(stderr.String()))

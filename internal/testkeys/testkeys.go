@@ -73,7 +73,7 @@ func (u *User) Holder(t testing.TB, scheme string) Holder {
 	case "pgp":
 		return u.PGP(t, "")
 	case "pkcs11":
-		return u.pkcs11(t)
+		return u.PKCS11(t, testsofthsm.Options{})
 	case "provider":
 		return u.Provider(t, testprovider.Options{})
 	}
@@ -194,17 +194,15 @@ func (u *User) PKCS7(t testing.TB, args ...string) Holder {
 	}
 }
 
-func (u *User) pkcs11(t testing.TB) Holder {
+// PKCS11 makes a key on the user's token.
+func (u *User) PKCS11(t testing.TB, o testsofthsm.Options) Holder {
 	t.Helper()
 	testenv.Need(t, testenv.Cgo)
-	var key testsofthsm.Key
 	if u.token == nil {
-		u.token = testsofthsm.New(t)
-		key = u.token.Key
-	} else {
-		key = u.token.NewKey(t, testsofthsm.Options{})
+		u.token = testsofthsm.Empty(t)
 	}
-	// It is built before a command looks for it beside itself.
+	key := u.token.NewKey(t, o)
+	// It has to be there before a command looks for it beside itself.
 	testenv.Build(t, testenv.TokenHelper)
 	return Holder{Scheme: "pkcs11", Recipient: "pkcs11:" + key.PublicKey, Keys: []string{key.YAML}, Files: []string{key.YAML}}
 }
