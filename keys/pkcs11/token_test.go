@@ -356,7 +356,7 @@ func TestFaultyModules(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(fmt.Sprintf("%s %d", tc.faults, publicKey(t, tc.key.PublicKey).N.BitLen()), func(t *testing.T) {
-			t.Parallel()
+			// One after the other: each has a library of its own, so they would not take turns.
 			s := newSpied(t, token, tc.key, tc.faults)
 			id := newIdentity(t, s.config, s.path)
 			secret, err := id.Unwrap(t.Context(), []layer.Packet{s.packet, s.packet})

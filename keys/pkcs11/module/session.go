@@ -127,7 +127,7 @@ func (s *session) logIn() error {
 func aboutPIN(err error) bool {
 	switch code(err) {
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE,
-		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
+		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED:
 		return true
 	}
 	return false
