@@ -1,5 +1,7 @@
 package provider
 
+import "time"
+
 // For tests that are given what others may write.
 
 // ParseAnswer returns what an answer to a question of this kind holds.
@@ -17,3 +19,7 @@ func ParseTarget(s string) (network, address, authority string, err error) {
 	t, err := parseTarget(s)
 	return t.network, t.address, t.authority, err
 }
+
+// FormatTimeout and ParseTimeout are what they are called.
+func FormatTimeout(d time.Duration) string             { return formatTimeout(d) }
+func ParseTimeout(s string) (d time.Duration, ok bool) { return parseTimeout(s) }

@@ -154,6 +154,10 @@ func TestInsecureSkipVerify(t *testing.T) {
 func TestConfigurations(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	var many []string
+	for i := range 25 {
+		many = append(many, fmt.Sprintf(`"p%02d": {"cmd": {"path": "x"}}`, i+1))
+	}
 	for name, content := range map[string]string{
 		"empty": "", "null": "null", "none": "{}", "text": "hello", "list": "[]", "cut": `{"key-providers": {`,
 		"trailing": `{"key-providers": {}} x`, "type": `{"key-providers": {"vault": {"cmd": "path"}}}`,
@@ -164,6 +168,7 @@ func TestConfigurations(t *testing.T) {
 		"dns":      `{"key-providers": {"vault": {"grpc": "dns://1.1.1.1/localhost:1"}}}`,
 		"socket":   `{"key-providers": {"vault": {"grpc": "unix://"}}}`,
 		"others":   `{"key-providers": {"b": {"cmd": {"path": "x"}}, "a": {"grpc": "h:1"}, "bad": {}, "odd\nname": {"cmd": {"path": "x"}}}}`,
+		"many":     `{"key-providers": {` + strings.Join(many, ",") + `}}`,
 		"huge":     strings.Repeat(" ", 1<<20) + "{}",
 	} {
 		write(t, filepath.Join(dir, name), content)
@@ -176,7 +181,7 @@ func TestConfigurations(t *testing.T) {
 		{"portless", `vault: grpc "localhost": it is no HOST:PORT`}, {"http", "it is no HOST:PORT"},
 		{"dns", "a DNS server of its own is not supported"}, {"socket", "a path is missing"},
 		{"others", `it has no provider vault (it has a, b, "odd\nname", bad)`},
-		{"huge", "over 1048576 bytes"}, {"missing", "no such file or directory"}, {".", "directory"},
+		{"many", "p20 and 5 more)"}, {"huge", "over 1048576 bytes"}, {"missing", "no such file or directory"}, {".", "directory"},
 	} {
 		t.Run(c.file, func(t *testing.T) {
 			t.Parallel()

@@ -267,7 +267,7 @@ func TestServicesThatAnswerOddly(t *testing.T) {
 			b[4] += 2
 			return b
 		}())},
-		{name: "by HTTP/1", h1: true, handler: answer("0", "", good), says: "HTTP/1.1 header"},
+		{name: "by HTTP/1", h1: true, handler: answer("0", "", good), says: "cannot be asked: 127.0.0.1:"},
 		{name: "with a web page", handler: func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") }, says: "its answer has no gRPC status"},
 		{name: "not found", handler: http.NotFound, says: "HTTP status 404, so it is no gRPC service"},
 		{name: "without a status", handler: answer("", "", good), says: "its answer has no gRPC status"},
@@ -372,5 +372,29 @@ func TestDeadlineIsSent(t *testing.T) {
 	got := <-sent
 	if !strings.HasPrefix(got, "2") || !strings.HasSuffix(got, "m "+address+" /keyprovider.KeyProviderService/UnWrapKey trailers") {
 		t.Errorf("sent %s", got)
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	t.Parallel()
+	for d, text := range map[time.Duration]string{
+		-time.Second: "0n", 0: "0n", time.Microsecond: "1m", time.Second: "1000m", 20 * time.Hour: "72000000m",
+		28 * time.Hour: "100800S", 1<<63 - 1: "99999999S",
+	} {
+		if got := provider.FormatTimeout(d); got != text {
+			t.Errorf("%v: %s", d, got)
+		}
+	}
+	for text, d := range map[string]time.Duration{
+		"0n": 0, "7u": 7 * time.Microsecond, "1000m": time.Second, "5S": 5 * time.Second, "2M": 2 * time.Minute, "1H": time.Hour, "99999999S": 99999999 * time.Second,
+	} {
+		if got, ok := provider.ParseTimeout(text); !ok || got != d {
+			t.Errorf("%s: %v, %v", text, got, ok)
+		}
+	}
+	for _, text := range []string{"", "5", "S", "-1S", "5s", "1.5S", "999999999S", "99999999H"} {
+		if got, ok := provider.ParseTimeout(text); ok {
+			t.Errorf("%s: %v", text, got)
+		}
 	}
 }
