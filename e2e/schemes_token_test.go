@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -156,4 +158,25 @@ func TestTokenYAML(t *testing.T) {
 	if r := n.enc("images", "layerinfo", encName).OK(t); strings.Contains(r.Stdout, user.Token().PIN) {
 		t.Errorf("shows the PIN: %s", r)
 	}
+}
+
+// Commands that use a token at the same time do not get into each other's way, although SoftHSM does.
+func TestTokenAtOnce(t *testing.T) {
+	t.Parallel()
+	user := testkeys.NewUser(t)
+	h := user.Holder(t, "pkcs11")
+	n := startNode(t, testnode.Config{}).with(user.Env())
+	n.loadLayers(t, 6, plainName)
+	n.encrypt(t, plainName, encName, h)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			target := fmt.Sprintf("example.test/opened:%d", i)
+			if r := n.enc(slices.Concat([]string{"images", "decrypt"}, keyFlags(h), []string{encName, target})...); r.Code != 0 {
+				t.Error(r)
+			}
+		})
+	}
+	wg.Wait()
+	n.leavesNothing(t)
 }
