@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
@@ -38,7 +39,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	clikeys.Report(stderr, name, err)
 	var exit cli.ExitCoder
-	if errors.As(err, &exit) {
+	// The exit code of a program that was started to use a key is not ours.
+	var other *exec.ExitError
+	if errors.As(err, &exit) && !errors.As(err, &other) {
 		return exit.ExitCode()
 	}
 	return 1

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -105,6 +106,20 @@ func TestUsageErrors(t *testing.T) {
 		if code != 1 || strings.Count(line, "\n") != 1 || !strings.HasPrefix(line, "ctr-enc: ") || !strings.Contains(line, test.want) {
 			t.Errorf("%s: exit code %d, want 1 and %q, got\n%s", test.args, code, test.want, stderr)
 		}
+	}
+}
+
+// How a program ends that ctr-enc starts is not how ctr-enc ends.
+func TestExitCodeOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "gpg"), []byte("#!/bin/sh\nkill -9 $$\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("HOME", dir)
+	_, stderr, code := ctrEnc(t, "images", "encrypt", "--gpg-version", "v2", "--recipient", "pgp:nobody@example.test", "a", "b")
+	if code != 1 || !strings.Contains(stderr, "signal: killed") {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }
 
