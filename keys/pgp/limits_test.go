@@ -73,6 +73,7 @@ func testRecipients(t testing.TB) (ecdh, rsa keys.Recipient) {
 // sessionRSA is a packet with anything in the place of a session key. id 0 names nobody.
 func sessionRSA(t testing.TB, id uint64, block []byte) []byte {
 	t.Helper()
+	//lint:ignore SA1019 OpenPGP knows no other padding.
 	text, err := rsa.EncryptPKCS1v15(rand.Reader, testRSA().PublicKey.(*rsa.PublicKey), block)
 	if err != nil {
 		t.Fatal(err)
