@@ -64,7 +64,7 @@ type attributes struct {
 // lookup returns the way of asking a provider. Errors wrap [ErrConfig] and name the file.
 func (d *directory) lookup(name string) (asker, error) {
 	if d.config.File == "" {
-		return nil, fmt.Errorf("no %w is set", ErrConfig)
+		return nil, fmt.Errorf("no %w is set (OCICRYPT_KEYPROVIDER_CONFIG names its file)", ErrConfig)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
