@@ -18,24 +18,17 @@ import (
 	"imgcrypt"
 	"imgcrypt/images/encryption"
 	"imgcrypt/internal/clikeys"
+	"imgcrypt/internal/cliselect"
 	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
 )
-
-// selectFlags choose layers.
-func selectFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.IntSliceFlag{Name: "layer", Usage: "Number `N` of a layer, from 0 or, negative, from the top (repeatable; default: all layers)"},
-		&cli.StringSliceFlag{Name: "platform", Usage: "Platform of the layers (repeatable; default: all platforms)"},
-	}
-}
 
 func encryptCommand() *cli.Command {
 	flags := []cli.Flag{
 		&cli.StringSliceFlag{Name: "recipient", Usage: "`RECIPIENT` who can open the image, as in jwe:pub.pem (repeatable)"},
 		&cli.BoolFlag{Name: "all-platforms", Usage: "Encrypt for all platforms; this is the default"},
 	}
-	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, selectFlags(), clikeys.Flags()), encrypt,
+	return newCommand("encrypt", "Encrypt an image for recipients", "<local> [<new name>]", slices.Concat(flags, cliselect.Flags(), clikeys.Flags()), encrypt,
 		`Encrypt the layers of an image for the holders of the private keys that belong to
 the recipients: all of them, unless --layer or --platform select some. The
 result is named <new name>, or takes over the name of the image. Encrypting an
@@ -46,7 +39,7 @@ pkcs11:FILE (public key or YAML), provider:NAME[:PARAMETER].`)
 }
 
 func decryptCommand() *cli.Command {
-	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(selectFlags(), clikeys.Flags()), decrypt,
+	return newCommand("decrypt", "Decrypt an image", "<local> [<new name>]", slices.Concat(cliselect.Flags(), clikeys.Flags()), decrypt,
 		`Decrypt the encrypted layers of an image: all that are here, unless --layer or
 --platform select some. The result is named <new name>, or takes over the name
 of the image. Once all is decrypted, it has the digest that it had before.`)
@@ -54,7 +47,7 @@ of the image. Once all is decrypted, it has the digest that it had before.`)
 
 func layerinfoCommand() *cli.Command {
 	n := &cli.BoolFlag{Name: "n", Usage: "Show pgp recipients by key id, not by address"}
-	return newCommand("layerinfo", "Show how the layers of an image are encrypted", "<local>", slices.Concat(selectFlags(), clikeys.GPGFlags(), []cli.Flag{n}), layerinfo,
+	return newCommand("layerinfo", "Show how the layers of an image are encrypted", "<local>", slices.Concat(cliselect.Flags(), clikeys.GPGFlags(), []cli.Flag{n}), layerinfo,
 		"List the layers of an image, with the schemes that they are encrypted with and who can\n"+
 			"open them, as far as the image tells. Platforms that are not here are left out.")
 }
@@ -175,33 +168,8 @@ func (j *job) inspect(ctx context.Context) (img imgcrypt.Image, chosen imgcrypt.
 	if err != nil {
 		return img, chosen, err
 	}
-	var wanted []platforms.Matcher
-	for _, text := range j.cmd.StringSlice("platform") {
-		p, err := platforms.Parse(text)
-		if err != nil {
-			return img, chosen, err
-		}
-		matcher := platforms.NewMatcher(p)
-		if !slices.ContainsFunc(img.Manifests, func(m imgcrypt.Manifest) bool { return m.Platform != nil && matcher.Match(*m.Platform) }) {
-			return img, chosen, fmt.Errorf("--platform %s: %w", text, imgcrypt.ErrNothingSelected)
-		}
-		wanted = append(wanted, matcher)
-		chosen.Platform = func(p *ocispec.Platform) bool {
-			return p != nil && slices.ContainsFunc(wanted, func(w platforms.Matcher) bool { return w.Match(*p) })
-		}
-	}
-	numbers := j.cmd.IntSlice("layer")
-	for _, n := range numbers {
-		if !slices.ContainsFunc(img.Manifests, func(m imgcrypt.Manifest) bool {
-			return (chosen.Platform == nil || chosen.Platform(m.Platform)) && -len(m.Layers) <= n && n < len(m.Layers)
-		}) {
-			return img, chosen, fmt.Errorf("--layer %d: %w", n, imgcrypt.ErrNothingSelected)
-		}
-		chosen.Layer = func(l imgcrypt.Layer) bool {
-			return slices.Contains(numbers, l.Index) || slices.Contains(numbers, l.Index-l.Count)
-		}
-	}
-	return img, chosen, nil
+	chosen, err = cliselect.Selection(j.cmd, img)
+	return img, chosen, err
 }
 
 func layerinfo(ctx context.Context, j *job) error {
