@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt/keys"
+	"imgcrypt/layer"
 )
 
 // Store holds blobs. A Store is safe for concurrent use.
@@ -55,6 +56,9 @@ type Layer struct {
 	// image is a single manifest. It is nil where neither names one.
 	Platform *ocispec.Platform
 }
+
+// Encrypted says whether the layer's media type is that of an encrypted one.
+func (l Layer) Encrypted() bool { return layer.IsEncrypted(l.Desc.MediaType) }
 
 // Selection chooses layers. The zero value chooses all of them.
 type Selection struct {

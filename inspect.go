@@ -49,6 +49,8 @@ type LayerInfo struct {
 	MediaType string
 	// Size is that of the blob in bytes.
 	Size int64
+	// Annotations are those of the layer's descriptor.
+	Annotations map[string]string
 	// Encrypted says that the layer's media type is that of an encrypted one.
 	Encrypted bool
 	// Schemes are those of the layer's packets, sorted, each once.
@@ -116,7 +118,7 @@ func inspect(ctx context.Context, r *imageReader, desc ocispec.Descriptor, depth
 func inspectLayer(i int, desc ocispec.Descriptor, schemes []keys.Scheme) LayerInfo {
 	info := LayerInfo{
 		Index: i, Digest: desc.Digest, MediaType: desc.MediaType, Size: desc.Size,
-		Encrypted: layer.IsEncrypted(desc.MediaType),
+		Annotations: desc.Annotations, Encrypted: layer.IsEncrypted(desc.MediaType),
 	}
 	if !info.Encrypted {
 		return info
