@@ -62,8 +62,12 @@ func bothWays(t *testing.T, h *home, fingerprint, passphrase string, armor bool)
 	if !r.(keys.Owner).Owns(ours) {
 		t.Error("does not own its own packet")
 	}
+	withOcicrypt(t, id, r, private, passphrase, armor)
+}
 
-	// ocicrypt with what is portable.
+// withOcicrypt is both ways with what is portable and with what ocicrypt's users have.
+func withOcicrypt(t *testing.T, id keys.Identity, r keys.Recipient, private []byte, passphrase string, armor bool) {
+	ours := wrap(t, r, secret)
 	kw := ocipgp.NewKeyWrapper()
 	params, err := r.(keys.Portable).Parameters()
 	if err != nil {

@@ -122,13 +122,12 @@ func TestIdentityFiles(t *testing.T) {
 	h := newHome(t, "gpg")
 	alice := h.gen("25519", "Alice", "alice@example.com", "")
 	bob := h.gen("rsa", "Bob", "bob@example.com", "open sesame")
-	signer := h.gen("sign", "Signer", "", "")
 	forAlice := wrap(t, fileRecipient(t, h.public(alice)), "for alice")
 	forBob := wrap(t, fileRecipient(t, h.public(bob)), "for bob")
 	private, protected := h.secret("", alice), h.secret("open sesame", bob)
-
 	subkeys := h.run(nil, "--export-secret-subkeys", alice)
 	opens(t, identity(t, subkeys), "for alice", forAlice)
+
 	// Rings of several keys, armoured one after the other.
 	both := append(h.run(nil, "--armor", "--export-secret-keys", alice), h.run(nil, "--armor", "--pinentry-mode", "loopback", "--passphrase", "open sesame", "--export-secret-keys", bob)...)
 	for name, ring := range map[string][]byte{"binary": append(bytes.Clone(protected), private...), "armoured": both} {
@@ -142,7 +141,17 @@ func TestIdentityFiles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
 
+// Files that open nothing: each says why, and none shuts out another key.
+func TestUselessIdentityFiles(t *testing.T) {
+	t.Parallel()
+	h := newHome(t, "gpg")
+	alice := h.gen("25519", "Alice", "alice@example.com", "")
+	bob := h.gen("rsa", "Bob", "bob@example.com", "open sesame")
+	signer := h.gen("sign", "Signer", "", "")
+	forAlice := wrap(t, fileRecipient(t, h.public(alice)), "for alice")
+	private, protected := h.secret("", alice), h.secret("open sesame", bob)
 	none := []byte{}
 	canary := []byte("wrong canary")
 	bad := map[string]struct {
@@ -364,9 +373,24 @@ func TestUnwrap(t *testing.T) {
 	}
 	opens(t, id, string(make([]byte, 65536)), message(h.run(make([]byte, 65536), "--encrypt", "--recipient", alice)))
 
+	r := fileRecipient(t, h.public(alice))
+	owner := r.(keys.Owner)
+	if !owner.Owns(forAlice) || owner.Owns(forBob) || owner.Owns(plain) || owner.Owns(layer.Packet{Scheme: "jwe", Data: forAlice.Data}) {
+		t.Error("it owns what is not its own, or not what is")
+	}
+}
+
+// One identity serves many, and a caller who has gone is not.
+func TestConcurrentAndCancelled(t *testing.T) {
+	t.Parallel()
+	id := testIdentity(t)
+	r, other := testRecipients(t)
+	forAlice, forBob := wrap(t, r, "for alice"), wrap(t, other, "for bob")
 	var wait sync.WaitGroup
 	for range 8 {
 		wait.Go(func() { opens(t, id, "for alice", forAlice) })
+		wait.Go(func() { opens(t, id, "for bob", forBob) })
+		wait.Go(func() { wrap(t, r, "") })
 	}
 	wait.Wait()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -374,13 +398,8 @@ func TestUnwrap(t *testing.T) {
 	if _, err := id.Unwrap(ctx, []layer.Packet{forAlice}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	r := fileRecipient(t, h.public(alice))
 	if _, err := r.Wrap(ctx, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
-	}
-	owner := r.(keys.Owner)
-	if !owner.Owns(forAlice) || owner.Owns(forBob) || owner.Owns(plain) || owner.Owns(layer.Packet{Scheme: "jwe", Data: forAlice.Data}) {
-		t.Error("it owns what is not its own, or not what is")
 	}
 }
 

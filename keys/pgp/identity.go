@@ -118,7 +118,7 @@ func unlock(key *packet.PrivateKey, passphrase []byte) error {
 	if err := checkCost(key); err != nil {
 		return err
 	}
-	if err := key.Decrypt(passphrase); err != nil {
+	if err := safely(errDamaged(), func() error { return key.Decrypt(passphrase) }); err != nil {
 		return fmt.Errorf("wrong %w (or a damaged file)", keys.ErrPassword)
 	}
 	return nil
@@ -135,7 +135,7 @@ func checkCost(key *packet.PrivateKey) error {
 	}
 	secret, err := contents(key.Serialize)
 	if err != nil || len(secret) < len(public) {
-		return notKey("a damaged OpenPGP key")
+		return errDamaged()
 	}
 	rest := secret[len(public):]
 	at := 2 // usage, cipher
@@ -150,7 +150,7 @@ func checkCost(key *packet.PrivateKey) error {
 		return nil
 	}
 	if at+1+salt+3 > len(rest) {
-		return notKey("a damaged OpenPGP key")
+		return errDamaged()
 	}
 	passes, memory := int(rest[at+1+salt]), int(rest[at+1+salt+2])
 	if memory > maxMemory || passes<<memory > maxWork {
@@ -163,11 +163,11 @@ func checkCost(key *packet.PrivateKey) error {
 func contents(serialize func(w io.Writer) error) ([]byte, error) {
 	var buf bytes.Buffer
 	if err := serialize(&buf); err != nil {
-		return nil, notKey("a damaged OpenPGP key")
+		return nil, errDamaged()
 	}
 	p, err := packet.NewOpaqueReader(&buf).Next()
 	if err != nil {
-		return nil, notKey("a damaged OpenPGP key")
+		return nil, errDamaged()
 	}
 	return p.Contents, nil
 }

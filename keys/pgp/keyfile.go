@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -172,15 +173,24 @@ func readKeys(data []byte) (*keyring, error) {
 	}
 }
 
-// readEntity makes a key of its packets.
-func readEntity(group []*packet.OpaquePacket) (entity *openpgp.Entity, err error) {
-	// The library reads what was written by others and verifies its signatures. It has
-	// panicked before; that must not end a program that has other keys to try.
+// safely runs f, and returns failed where the library panics in it. This is the last
+// resort: the library takes for granted how long decrypted session keys are, and that
+// the algorithms that a key names fit together, which whoever writes a message or a key
+// can arrange otherwise. It gives no way to look at these before, and one bad key or
+// packet must not end a program that has others to try.
+func safely(failed error, f func() error) (err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			entity, err = nil, notKey("a damaged OpenPGP key")
+		if recover() != nil {
+			err = failed
 		}
 	}()
+	return f()
+}
+
+func errDamaged() error { return notKey("a damaged OpenPGP key") }
+
+// readEntity makes a key of its packets.
+func readEntity(group []*packet.OpaquePacket) (*openpgp.Entity, error) {
 	if len(group) > maxKeyPackets {
 		return nil, notKey("an OpenPGP key of more than %d packets", maxKeyPackets)
 	}
@@ -194,13 +204,19 @@ func readEntity(group []*packet.OpaquePacket) (entity *openpgp.Entity, err error
 			markAbsent(p)
 		}
 		if err := p.Serialize(&buf); err != nil {
-			return nil, notKey("a damaged OpenPGP key")
+			return nil, errDamaged()
 		}
 	}
-	entity, err = openpgp.ReadEntity(packet.NewReader(&buf))
+	var entity *openpgp.Entity
+	err := safely(errDamaged(), func() (err error) {
+		entity, err = openpgp.ReadEntity(packet.NewReader(&buf))
+		return err
+	})
 	if err != nil {
 		return nil, notKey("an OpenPGP key that cannot be read: %w", err)
 	}
+	// A name that the key only revokes is none, and the library expects a signature.
+	maps.DeleteFunc(entity.Identities, func(_ string, id *openpgp.Identity) bool { return id.SelfSignature == nil })
 	return entity, nil
 }
 
@@ -210,14 +226,14 @@ func readEntity(group []*packet.OpaquePacket) (entity *openpgp.Entity, err error
 func checkSize(contents []byte) error {
 	const head = 6 // and four more from version 5 on
 	if len(contents) < head+2 {
-		return notKey("a damaged OpenPGP key")
+		return errDamaged()
 	}
 	number := contents[head:]
 	if contents[0] >= 5 {
 		number = number[min(4, len(number)):]
 	}
 	if len(number) < 2 {
-		return notKey("a damaged OpenPGP key")
+		return errDamaged()
 	}
 	limit := maxRSABits
 	switch packet.PublicKeyAlgorithm(contents[head-1]) {

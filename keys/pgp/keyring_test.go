@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -290,6 +291,67 @@ func TestFallback(t *testing.T) {
 	cancel()
 	if _, err := id.Unwrap(ctx, []layer.Packet{forAlice}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// pinentry has the agent ask for passphrases with a script, which answers with reply, a
+// command of the shell.
+func (h *home) pinentry(reply string) {
+	h.t.Helper()
+	path := filepath.Join(h.dir, "pinentry")
+	script := "#!/bin/sh\necho OK\nwhile read word rest; do case $word in GETPIN) " + reply + ";; BYE) echo OK; exit;; *) echo OK;; esac; done\n"
+	conf := "s2k-count 65536\npinentry-program " + path + "\n"
+	err := errors.Join(os.WriteFile(path, []byte(script), 0o700), os.WriteFile(filepath.Join(h.dir, "gpg-agent.conf"), []byte(conf), 0o600))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if out, err := exec.Command("gpgconf", "--homedir", h.dir, "--kill", "all").CombinedOutput(); err != nil {
+		h.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// The user is asked for the passphrase, and gives it or not.
+func TestPinentry(t *testing.T) {
+	t.Parallel()
+	h := newHome(t, "gpg")
+	h.gen("25519", "", "alice@example.com", "open sesame")
+	packet := wrap(t, recipient(t, h.scheme(), "alice@example.com"), secret)
+	config := h.config()
+	config.UseKeyring = true
+	for name, c := range map[string]struct {
+		reply string
+		want  error
+	}{
+		"gives it":          {"echo 'D open sesame'; echo OK", nil},
+		"gives a wrong one": {"echo 'D canary'; echo OK", keys.ErrPassword},
+		"cancels":           {"echo 'ERR 83886179 canceled <Pinentry>'", keys.ErrPassword},
+		"goes away":         {"exit 1", keys.ErrPassword},
+		"is not there":      {"exec sleep 5", keys.ErrUnreachable},
+	} {
+		h.pinentry(c.reply)
+		config.Timeout = time.Minute
+		if c.want == keys.ErrUnreachable {
+			config.Timeout = 300 * time.Millisecond
+		}
+		start := time.Now()
+		got, err := pgp.Scheme(config).Fallback(nil).Unwrap(t.Context(), []layer.Packet{packet})
+		if !errors.Is(err, c.want) || c.want == nil && string(got) != secret || strings.Contains(fmt.Sprint(err), "canary") {
+			t.Errorf("who %s: %q, %v", name, got, err)
+		}
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("who %s: it took %v", name, took)
+		}
+		exported, err := pgp.ExportSecretKeys(t.Context(), config, pgp.KeyIDs(packet))
+		if c.want != nil {
+			if !errors.Is(err, keys.ErrUnreachable) {
+				t.Errorf("who %s: exporting: %v", name, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		opens(t, identity(t, exported, "open sesame"), secret, packet)
 	}
 }
 

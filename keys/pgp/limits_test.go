@@ -2,6 +2,7 @@ package pgp_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/aes"
 	"crypto/rand"
 	"crypto/rsa"
@@ -356,6 +357,48 @@ func TestCostlyKeys(t *testing.T) {
 		}
 		if took := time.Since(start); took > 10*time.Second {
 			t.Errorf("%s took %v", name, took)
+		}
+	}
+}
+
+// A key that revokes a name that it never had.
+func TestRevokedName(t *testing.T) {
+	t.Parallel()
+	config := &packet.Config{Algorithm: packet.PubKeyAlgoEdDSA}
+	entity, err := openpgp.NewEntity("Name", "", "name@example.com", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(name string) *packet.Signature {
+		sig := &packet.Signature{
+			Version: 4, SigType: packet.SigTypeCertificationRevocation, PubKeyAlgo: entity.PrimaryKey.PubKeyAlgo, Hash: crypto.SHA256,
+			CreationTime: time.Now(), IssuerKeyId: &entity.PrimaryKey.KeyId, IssuerFingerprint: entity.PrimaryKey.Fingerprint,
+		}
+		if err := sig.SignUserId(name, entity.PrimaryKey, entity.PrivateKey, config); err != nil {
+			t.Fatal(err)
+		}
+		return sig
+	}
+	for _, name := range []string{"Other <other@example.com>", "Third"} {
+		entity.Identities[name] = &openpgp.Identity{
+			Name: name, UserId: &packet.UserId{Id: name}, Signatures: []*packet.Signature{revoke(name)},
+		}
+	}
+	serialize := func() []byte {
+		var public bytes.Buffer
+		if err := entity.Serialize(&public); err != nil {
+			t.Fatal(err)
+		}
+		return public.Bytes()
+	}
+	wrap(t, fileRecipient(t, serialize()), secret)
+	for name, id := range entity.Identities {
+		id.Signatures = append(id.Signatures, revoke(name))
+	}
+	for range 10 { // in any order of the names
+		if _, err := noGPG().Recipient(t.Context(), file(t, "key", serialize()), new(keys.Files)); !errors.Is(err, keys.ErrNotKey) ||
+			!strings.Contains(err.Error(), "user ids are revoked") {
+			t.Errorf("all names are revoked: %v", err)
 		}
 	}
 }

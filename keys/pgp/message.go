@@ -89,24 +89,21 @@ func KeyIDs(p layer.Packet) []uint64 {
 var errNotOpened = errors.New("it does not open")
 
 // open decrypts the message by what is in it for one recipient.
-func (m *message) open(recipient *packet.EncryptedKey, key *packet.PrivateKey) (plain []byte, err error) {
-	// Last resort: the library takes the length of a decrypted session key, and of what
-	// it is wrapped in, for granted, so that whoever knows the public key can make it
-	// read beyond them. There is no way to look at either before.
-	defer func() {
-		if r := recover(); r != nil {
-			plain, err = nil, errNotOpened
+func (m *message) open(recipient *packet.EncryptedKey, key *packet.PrivateKey) ([]byte, error) {
+	var text []byte
+	err := safely(errNotOpened, func() error {
+		session := *recipient // decrypting writes to it, and others may be doing the same
+		if err := session.Decrypt(key, nil); err != nil {
+			return err
 		}
-	}()
-	session := *recipient // decrypting writes to it, and others may be doing the same
-	if err := session.Decrypt(key, nil); err != nil {
-		return nil, err
-	}
-	plain, err = m.decrypt(session.CipherFunc, session.Key)
-	if err != nil {
-		return nil, err
-	}
-	return content(plain)
+		plain, err := m.decrypt(session.CipherFunc, session.Key)
+		if err != nil {
+			return err
+		}
+		text, err = content(plain)
+		return err
+	})
+	return text, err
 }
 
 // decrypt returns what is in the encrypted data, after it has been authenticated.

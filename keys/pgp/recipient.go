@@ -130,7 +130,11 @@ func (r *Recipient) Wrap(ctx context.Context, secret []byte) (layer.Packet, erro
 	if err := ctx.Err(); err != nil {
 		return layer.Packet{}, err
 	}
-	data, err := seal(r.key, secret)
+	var data []byte
+	err := safely(errDamaged(), func() (err error) {
+		data, err = seal(r.key, secret)
+		return err
+	})
 	if err != nil {
 		return layer.Packet{}, fmt.Errorf("encrypting for pgp key %s: %w", hexID(r.key.KeyId), err)
 	}
