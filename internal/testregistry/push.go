@@ -47,7 +47,7 @@ func (r *Registry) Upload(ctx context.Context, dir string, desc ocispec.Descript
 	if !ok {
 		tag = "latest"
 	}
-	u := uploader{ctx: ctx, base: "http://" + r.host + "/v2/" + repo, dir: dir}
+	u := uploader{registry: r, ctx: ctx, base: r.url("/v2/" + repo), dir: dir}
 	if err := u.manifest(desc, tag); err != nil {
 		return fmt.Errorf("push %s: %w", r.Ref(name), err)
 	}
@@ -55,9 +55,10 @@ func (r *Registry) Upload(ctx context.Context, dir string, desc ocispec.Descript
 }
 
 type uploader struct {
-	ctx  context.Context
-	base string
-	dir  string
+	registry *Registry
+	ctx      context.Context
+	base     string
+	dir      string
 }
 
 // manifest sends a manifest or an index after what it refers to.
@@ -125,7 +126,7 @@ func (u uploader) do(method, target, contentType string, body []byte, want int, 
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := u.registry.do(req)
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,7 @@ func (r *Registry) Manifest(t testing.TB, name string) (body []byte, mediaType s
 	if !ok {
 		repo, ref, _ = strings.Cut(name, ":")
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.host+"/v2/"+repo+"/manifests/"+ref, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url("/v2/"+repo+"/manifests/"+ref), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +160,7 @@ func (r *Registry) Manifest(t testing.TB, name string) (body []byte, mediaType s
 		ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest,
 		"application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := r.do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,32 +3,29 @@
 package testregistry
 
 import (
-	"fmt"
+	"cmp"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
-
-	"imgcrypt/internal/testenv"
 )
 
-// DockerRegistry is testenv's name for what StartDebian needs.
-const DockerRegistry = "docker-registry"
-
-// Registry is a running registry that speaks plain http and asks for no credentials.
+// Registry is a running registry. Unless it was started with other options it speaks plain http and asks for no credentials.
 type Registry struct {
 	host string
 	stop func() error
+	// How to talk to it: by http with the default client, and without credentials, where these are zero.
+	scheme         string
+	client         *http.Client
+	user, password string
+	// data is the directory of StartDebian's.
+	data string
 
 	mu       sync.Mutex
 	requests []string
@@ -110,104 +107,27 @@ func New(wrap func(http.Handler) http.Handler) (*Registry, error) {
 	return r, nil
 }
 
-// StartDebian runs Debian's docker-registry, which keeps blobs in files, until the end of the test, which it skips where
-// there is none. When the test fails, the registry's log is part of its output.
-func StartDebian(t testing.TB) *Registry {
-	t.Helper()
-	testenv.Need(t, DockerRegistry)
-	program, err := testenv.LookPath(DockerRegistry)
+// ready says whether the registry answers.
+func (r *Registry) ready() bool {
+	req, err := http.NewRequest(http.MethodGet, r.url("/v2/"), nil)
 	if err != nil {
-		t.Fatal(err)
+		return false
 	}
-	dir := t.TempDir()
-	// Between the choice of a port and its use another process may take it: then the next one.
-	for range 5 {
-		var r *Registry
-		if r, err = startDebian(program, dir); err == nil {
-			t.Cleanup(func() {
-				if t.Failed() {
-					t.Logf("log of %s:\n%s", DockerRegistry, readLog(dir))
-				}
-				if err := r.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			return r
-		}
-	}
-	t.Fatal(err)
-	return nil
-}
-
-func startDebian(program, dir string) (*Registry, error) {
-	host, err := freeAddress()
-	if err != nil {
-		return nil, err
-	}
-	config := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(config, []byte(debianConfig(host, dir)), 0o644); err != nil {
-		return nil, err
-	}
-	logFile, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	defer logFile.Close()
-	cmd := exec.Command(program, "serve", config)
-	// Without the caller's environment: the registry takes settings from REGISTRY_… variables.
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "OTEL_TRACES_EXPORTER=none"}
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	daemon, err := testenv.StartDaemon(cmd)
-	if err != nil {
-		return nil, err
-	}
-	r := &Registry{host: host, stop: daemon.Terminate}
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
-		if ready(host) {
-			return r, nil
-		}
-		select {
-		case <-daemon.Ended():
-			return nil, fmt.Errorf("%s ended at once:\n%s", DockerRegistry, readLog(dir))
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return nil, fmt.Errorf("%s does not answer (stopped: %v):\n%s", DockerRegistry, daemon.Kill(), readLog(dir))
-}
-
-// debianConfig allows manifests whose layers are elsewhere (urls), as public registries do.
-func debianConfig(host, dir string) string {
-	return strings.Join([]string{
-		"version: 0.1",
-		"log: {level: info, accesslog: {disabled: false}}",
-		"storage: {filesystem: {rootdirectory: " + filepath.Join(dir, "data") + "}, delete: {enabled: true}}",
-		"http: {addr: '" + host + "', secret: test}",
-		"validation: {manifests: {urls: {allow: ['^https?://']}}}",
-		"",
-	}, "\n")
-}
-
-func readLog(dir string) string {
-	data, err := os.ReadFile(filepath.Join(dir, "log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(data)
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return l.Addr().String(), l.Close()
-}
-
-func ready(host string) bool {
-	resp, err := http.Get("http://" + host + "/v2/")
+	resp, err := r.do(req)
 	if err != nil {
 		return false
 	}
 	resp.Body.Close()
 	return resp.StatusCode == http.StatusOK
+}
+
+// url returns the URL of a path in the registry.
+func (r *Registry) url(path string) string { return cmp.Or(r.scheme, "http") + "://" + r.host + path }
+
+// do sends a request with the registry's credentials, if it asks for some.
+func (r *Registry) do(req *http.Request) (*http.Response, error) {
+	if r.user != "" {
+		req.SetBasicAuth(r.user, r.password)
+	}
+	return cmp.Or(r.client, http.DefaultClient).Do(req)
 }

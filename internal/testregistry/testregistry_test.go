@@ -88,6 +88,30 @@ func TestStartWith(t *testing.T) {
 	}
 }
 
+// Debian's registry with TLS and a password is pushed to as well, and lets nobody else in.
+func TestDebianOptions(t *testing.T) {
+	t.Parallel()
+	testenv.Need(t, "skopeo")
+	ca := testregistry.NewAuthority(t)
+	r := testregistry.StartDebianWith(t, testregistry.DebianOptions{TLS: ca, User: "user", Password: "secret"})
+	dir := t.TempDir()
+	if _, err := (testimage.Spec{}).Write(dir, "v1"); err != nil {
+		t.Fatal(err)
+	}
+	ref := r.Push(t, dir, "app:v1")
+	r.Manifest(t, "app:v1")
+	if left := r.Uploads(t); len(left) > 0 {
+		t.Errorf("uploads %q", left)
+	}
+	inspect := []string{"inspect", "--raw", "--cert-dir=" + filepath.Dir(ca.File)}
+	if output, err := exec.Command("skopeo", append(inspect, "--creds=user:secret", "docker://"+ref)...).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, output)
+	}
+	if output, err := exec.Command("skopeo", append(inspect, "--creds=user:wrong", "docker://"+ref)...).CombinedOutput(); err == nil {
+		t.Errorf("with a wrong password: %s", output)
+	}
+}
+
 // Skopeo pulls from both.
 func TestSkopeoPulls(t *testing.T) {
 	t.Parallel()
