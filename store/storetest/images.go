@@ -234,11 +234,15 @@ func testRenaming(t *testing.T, open func(*testing.T) Subject) {
 	if s.Tags == nil {
 		return
 	}
-	images := []*image{s.image("even"), s.image("odd")}
-	s.tag(s.Names[1], images[0].manifest)
-	s.tag(s.Names[0], images[0].manifest)
+	salts := []string{"even", "odd"}
+	images := []*image{s.image(salts[0]), s.image(salts[1])}
+	even, odd := images[0].manifest, images[1].manifest
+	s.tag(s.Names[1], even)
+	s.tag(s.Names[0], even)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	halt := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer halt()
 	for range 2 {
 		wg.Go(func() {
 			for {
@@ -252,7 +256,7 @@ func testRenaming(t *testing.T, open func(*testing.T) Subject) {
 					t.Error(err)
 					return
 				}
-				if !same(got, images[0].manifest) && !same(got, images[1].manifest) {
+				if !same(got, even) && !same(got, odd) {
 					t.Errorf("it is %+v", got)
 					return
 				}
@@ -260,12 +264,14 @@ func testRenaming(t *testing.T, open func(*testing.T) Subject) {
 		})
 	}
 	for i := range 20 {
+		if s.Prunes {
+			images[i%2] = s.image(salts[i%2])
+		}
 		s.tag(s.Names[0], images[i%2].manifest)
 	}
-	close(stop)
-	wg.Wait()
-	s.checkName(s.Names[0], images[1].manifest)
-	s.checkName(s.Names[1], images[0].manifest)
+	halt()
+	s.checkName(s.Names[0], odd)
+	s.checkName(s.Names[1], even)
 	s.checkClean()
 }
 

@@ -36,6 +36,9 @@ type Subject struct {
 	Leftovers func(t *testing.T) []string
 	// Collect removes what no name leads to. nil: nothing is ever removed.
 	Collect func(t *testing.T)
+	// Prunes says that with each name that is given, what no name leads to any more is
+	// removed.
+	Prunes bool
 	// Piece is how many bytes the store reads or writes at once. Zero: 1 MiB.
 	Piece int
 	// NoSHA512 says that there are only SHA-256 digests.

@@ -98,6 +98,7 @@ func testInvisible(t *testing.T, open func(*testing.T) Subject) {
 			want = desc
 		}
 		r, w := io.Pipe()
+		defer w.Close()
 		done := make(chan error, 1)
 		go func() {
 			_, err := s.Store.Put(s.ctx, want, r)

@@ -17,6 +17,9 @@ import (
 // Piece is the size, in bytes, of the pieces in which blobs are written.
 const Piece = 1 << 20
 
+// idleReads is how often in a row a reader may yield nothing.
+const idleReads = 100
+
 // CheckDigest refuses what is no digest that can be verified, and what is no name of a
 // file either.
 func CheckDigest(d digest.Digest) error {
@@ -31,70 +34,59 @@ func CheckDigest(d digest.Digest) error {
 // error, as it is. With a digest in want, which has been checked, an error that wraps
 // [imgcrypt.ErrMismatch] says that r yielded something else; what was written by then is
 // never more than want.Size bytes.
-//
-// Not io.ReadFull nor anything that uses it: that makes io.ErrUnexpectedEOF of a short
-// end, which is what a broken connection reports too.
 func Copy(ctx context.Context, w io.Writer, r io.Reader, want ocispec.Descriptor) (ocispec.Descriptor, error) {
-	known, algorithm, size := want.Digest != "", digest.Canonical, int64(Piece)
-	if known {
-		algorithm = want.Digest.Algorithm()
+	size := int64(Piece)
+	if want.Digest != "" {
 		size = min(size-1, max(want.Size, 0)) + 1
 	}
-	digester := algorithm.Digester()
-	buf := make([]byte, size)
+	checked := NewReader(ctx, r, want)
+	if _, err := Pump(w, checked, make([]byte, size)); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return checked.Desc(), nil
+}
+
+// Pump writes what r yields until io.EOF to w, a buffer at a time, and returns how many
+// bytes that were. Other errors of r are returned as they are.
+func Pump(w io.Writer, r io.Reader, buf []byte) (int64, error) {
 	var total int64
 	for more := true; more; {
-		n, err := ReadPiece(ctx, r, buf)
+		n, err := ReadPiece(r, buf)
 		if err != nil && err != io.EOF {
-			return ocispec.Descriptor{}, err
+			return total, err
 		}
 		more = err == nil
-		if total += int64(n); known && total > want.Size {
-			return ocispec.Descriptor{}, fmt.Errorf("%w: it is longer than %d bytes", imgcrypt.ErrMismatch, want.Size)
-		}
-		digester.Hash().Write(buf[:n])
 		if n == 0 {
 			continue
 		}
 		if _, err := w.Write(buf[:n]); errors.Is(err, io.EOF) {
-			return ocispec.Descriptor{}, fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err)
+			return total, fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err)
 		} else if err != nil {
-			return ocispec.Descriptor{}, err
+			return total, err
 		}
+		total += int64(n)
 	}
-	got := ocispec.Descriptor{MediaType: want.MediaType, Digest: digester.Digest(), Size: total}
-	if known && got.Size != want.Size {
-		return ocispec.Descriptor{}, fmt.Errorf("%w: it has %d bytes, not %d", imgcrypt.ErrMismatch, got.Size, want.Size)
-	}
-	if known && got.Digest != want.Digest {
-		return ocispec.Descriptor{}, fmt.Errorf("%w: its digest is %s, not %s", imgcrypt.ErrMismatch, got.Digest, want.Digest)
-	}
-	return got, nil
+	return total, nil
 }
 
-// idleReads is how often in a row a reader may yield nothing.
-const idleReads = 100
-
-// ReadPiece reads until buf is full, r returns an error, which is then returned as it
-// is, or ctx ends.
-func ReadPiece(ctx context.Context, r io.Reader, buf []byte) (int, error) {
+// ReadPiece reads until buf is full or r returns an error, which is then returned as it
+// is.
+//
+// Not io.ReadFull nor anything that uses it: that makes io.ErrUnexpectedEOF of a short
+// end, which is what a broken connection reports too.
+func ReadPiece(r io.Reader, buf []byte) (int, error) {
 	var n, idle int
 	for n < len(buf) {
-		if err := ctx.Err(); err != nil {
-			return n, err
-		}
 		m, err := r.Read(buf[n:])
 		n += m
-		if err == nil {
-			if idle++; m > 0 {
-				idle = 0
-			} else if idle == idleReads {
-				err = io.ErrNoProgress
-			}
-		}
 		if err != nil {
 			return n, err
 		}
+		if idle++; m > 0 {
+			idle = 0
+		} else if idle == idleReads {
+			return n, io.ErrNoProgress
+		}
 	}
-	return n, ctx.Err()
+	return n, nil
 }

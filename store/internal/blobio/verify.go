@@ -11,50 +11,78 @@ import (
 	"imgcrypt"
 )
 
-// Verify returns a reader of a blob that ends with an error that wraps
-// [imgcrypt.ErrMismatch] instead of io.EOF if r did not yield what desc says. The digest
-// of desc has been checked. It reads no more once ctx has ended.
-func Verify(ctx context.Context, r io.ReadCloser, desc ocispec.Descriptor) io.ReadCloser {
-	return &verifier{ctx: ctx, r: r, desc: desc, digester: desc.Digest.Algorithm().Digester()}
-}
-
-type verifier struct {
+// Reader reads a blob and checks it: it ends with an error that wraps
+// [imgcrypt.ErrMismatch] instead of io.EOF if the blob is not the one that was wanted.
+// Its errors stay.
+type Reader struct {
 	ctx      context.Context
-	r        io.ReadCloser
-	desc     ocispec.Descriptor
+	r        io.Reader
+	want     ocispec.Descriptor
 	digester digest.Digester
 	seen     int64
+	idle     int
 	err      error
 }
 
-func (v *verifier) Read(p []byte) (int, error) {
-	if v.err == nil {
-		v.err = v.ctx.Err()
+// NewReader returns a reader of the blob that want is about, whose digest has been
+// checked; without one, everything is right. It reads no more once ctx has ended.
+func NewReader(ctx context.Context, r io.Reader, want ocispec.Descriptor) *Reader {
+	algorithm := digest.Canonical
+	if want.Digest != "" {
+		algorithm = want.Digest.Algorithm()
 	}
-	if v.err != nil || len(p) == 0 {
-		return 0, v.err
+	return &Reader{ctx: ctx, r: r, want: want, digester: algorithm.Digester()}
+}
+
+func (r *Reader) Read(p []byte) (int, error) {
+	if r.err == nil {
+		r.err = r.ctx.Err()
 	}
-	n, err := v.r.Read(p)
-	v.digester.Hash().Write(p[:n])
-	v.seen += int64(n)
+	if r.err != nil || len(p) == 0 {
+		return 0, r.err
+	}
+	n, err := r.r.Read(p)
+	r.digester.Hash().Write(p[:n])
+	r.seen += int64(n)
+	if r.idle++; n > 0 {
+		r.idle = 0
+	}
+	known := r.want.Digest != ""
 	switch {
-	case v.seen > v.desc.Size:
-		n -= int(min(v.seen-v.desc.Size, int64(n)))
-		v.err = v.mismatch("longer than its %d bytes", v.desc.Size)
+	case known && r.seen > r.want.Size:
+		n -= int(min(r.seen-r.want.Size, int64(n)))
+		r.err = r.mismatch("it is longer than %d bytes", r.want.Size)
+	case err == nil && r.idle == idleReads:
+		r.err = io.ErrNoProgress
 	case err != io.EOF:
-		v.err = err
-	case v.seen != v.desc.Size:
-		v.err = v.mismatch("%d bytes long, want %d", v.seen, v.desc.Size)
-	case v.digester.Digest() != v.desc.Digest:
-		v.err = v.mismatch("its digest is %s", v.digester.Digest())
+		r.err = err
+	case known && r.seen != r.want.Size:
+		r.err = r.mismatch("it has %d bytes, not %d", r.seen, r.want.Size)
+	case known && r.digester.Digest() != r.want.Digest:
+		r.err = r.mismatch("its digest is %s", r.digester.Digest())
 	default:
-		v.err = io.EOF
+		r.err = io.EOF
 	}
-	return n, v.err
+	return n, r.err
 }
 
-func (v *verifier) mismatch(format string, args ...any) error {
-	return fmt.Errorf("blob %s: %w: %s", v.desc.Digest, imgcrypt.ErrMismatch, fmt.Sprintf(format, args...))
+func (r *Reader) mismatch(format string, args ...any) error {
+	return fmt.Errorf("blob %s: %w: %s", r.want.Digest, imgcrypt.ErrMismatch, fmt.Sprintf(format, args...))
 }
 
-func (v *verifier) Close() error { return v.r.Close() }
+// Err returns the error with which the reader ended, io.EOF if all is well, and nil as
+// long as it has not.
+func (r *Reader) Err() error { return r.err }
+
+// Desc describes what was read, after the end: media type, digest and size.
+func (r *Reader) Desc() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: r.want.MediaType, Digest: r.digester.Digest(), Size: r.seen}
+}
+
+// Verify is [NewReader] for what has to be closed.
+func Verify(ctx context.Context, r io.ReadCloser, desc ocispec.Descriptor) io.ReadCloser {
+	return struct {
+		*Reader
+		io.Closer
+	}{NewReader(ctx, r, desc), r}
+}

@@ -61,6 +61,10 @@ func Create(root *os.Root) (*File, error) {
 	}
 }
 
+// Reader opens the file once more, for reading. It stays what it is when the file gets its
+// name.
+func (f *File) Reader() (*os.File, error) { return f.root.Open(f.name) }
+
 // isAt says whether name is still the file f.
 func isAt(root *os.Root, name string, f *os.File) bool {
 	here, err := root.Lstat(name)

@@ -1,0 +1,4 @@
+package archive
+
+// dockerManifestFile is the file that lists the images of a docker-archive.
+const dockerManifestFile = "manifest.json"
