@@ -21,7 +21,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -93,7 +92,7 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	rules    []*rule
-	requests []Request
+	requests []*Request
 }
 
 // rule is a Rule in use.
@@ -201,11 +200,16 @@ func (p *Proxy) Reset() {
 	p.rules, p.requests = nil, nil
 }
 
-// Requests lists the requests that have ended, in the order in which they did, since the start or the last Reset.
+// Requests lists the requests since the start or the last Reset, in the order in which they came. Status and counts are
+// known of those that have ended.
 func (p *Proxy) Requests() []Request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Clone(p.requests)
+	list := make([]Request, len(p.requests))
+	for i, r := range p.requests {
+		list[i] = *r
+	}
+	return list
 }
 
 // Faults counts the requests that met one.
@@ -264,19 +268,21 @@ func (p *Proxy) handler(forward http.Handler) http.Handler {
 		defer context.AfterFunc(p.ctx, cancel)()
 		defer cancel()
 		req = req.WithContext(ctx)
-		note := Request{Method: req.Method, Path: req.URL.Path, Header: req.Header.Clone()}
+		fault, faulty := p.fault(req)
+		note := &Request{Method: req.Method, Path: req.URL.Path, Header: req.Header.Clone(), Fault: fault.Name}
+		p.mu.Lock()
+		p.requests = append(p.requests, note)
+		p.mu.Unlock()
 		up := &body{ReadCloser: req.Body}
 		req.Body = up
 		down := &writer{ResponseWriter: w}
 		defer func() {
-			note.Status, note.Up, note.Down = down.status, up.n.Load(), down.n
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.requests = append(p.requests, note)
+			note.Status, note.Up, note.Down = down.status, up.n.Load(), down.n
 		}()
 		next := forward
-		if fault, ok := p.fault(req); ok {
-			note.Fault = fault.Name
+		if faulty {
 			next = fault.Wrap(next)
 		}
 		next.ServeHTTP(down, req)
