@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -25,6 +26,19 @@ type Files struct {
 	entries map[string]*fileEntry
 }
 
+// errPasted is for who gives a key, or a URI with a PIN, where the name of a file belongs.
+// That has to be told without repeating it.
+var errPasted = errors.New("…: a key or a PIN itself is given where the name of a file is needed")
+
+func pasted(s string) bool {
+	for _, part := range []string{"-----BEGIN", `"kty"`, "pin-value="} {
+		if strings.Contains(s, part) {
+			return true
+		}
+	}
+	return false
+}
+
 type fileEntry struct {
 	once sync.Once
 	data []byte
@@ -33,8 +47,11 @@ type fileEntry struct {
 
 // Read returns the content of the file at path, which was read when it was first
 // asked for; so was its error, if there was one. A file over [MaxFileSize] is an
-// error. Every error names path.
+// error. Every error names path, unless that is no path but what should be in the file.
 func (f *Files) Read(path string) ([]byte, error) {
+	if pasted(path) {
+		return nil, errPasted
+	}
 	return f.get("path:"+path, func() ([]byte, error) { return readPath(path) })
 }
 

@@ -38,6 +38,9 @@ func (p *Parser) Recipient(ctx context.Context, s string) (Recipient, error) {
 	// Only what is before the colon is ever repeated in an error: who takes a
 	// recipient for a key writes a password after it.
 	name, arg, ok := strings.Cut(s, ":")
+	if pasted(name) {
+		return nil, fmt.Errorf("recipient: %w", errPasted)
+	}
 	if !ok {
 		return nil, fmt.Errorf("recipient %.60q names no scheme, as in %s:…: %w (known: %s)",
 			s, p.example(), ErrUnknownScheme, p.known())
@@ -48,6 +51,10 @@ func (p *Parser) Recipient(ctx context.Context, s string) (Recipient, error) {
 		}
 		if arg == "" {
 			return nil, fmt.Errorf("recipient %q names nothing after the scheme", s)
+		}
+		if scheme.Named == nil && pasted(arg) {
+			// Not every scheme takes its argument for a file's name at first.
+			return nil, fmt.Errorf("recipient %s: %w", name, errPasted)
 		}
 		r, err := scheme.Recipient(ctx, arg, p.files())
 		if errors.Is(err, fs.ErrNotExist) {

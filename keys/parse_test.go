@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"imgcrypt/keys"
+	"imgcrypt/keys/provider"
 	"imgcrypt/keys/schemes"
 	"imgcrypt/layer"
 )
@@ -207,6 +208,33 @@ func TestKeyErrors(t *testing.T) {
 				t.Errorf("the error repeats the password: %v", err)
 			}
 		})
+	}
+}
+
+// Who gives a key instead of the file that it is in does not find it in a log.
+func TestPastedSecrets(t *testing.T) {
+	t.Parallel()
+	p := newParser()
+	for _, secret := range []string{
+		string(newEC(t, "P-256")), strings.ReplaceAll(string(newRSA(t)), "\n", " "), `{"kty":"EC","d":"` + password + `"}`,
+		"pkcs11:object=o?pin-value=" + password, "object=o?pin-value=" + password,
+	} {
+		_, key := p.Key(secret)
+		_, certificate := p.Identities(nil, []string{"pkcs7:" + secret})
+		errs := map[string]error{"key": key, "certificate": certificate}
+		for _, prefix := range []string{"", "jwe:", "pgp:", "pgp:./", "pkcs7:", "pkcs11:"} {
+			_, errs["recipient "+prefix] = p.Recipient(t.Context(), prefix+secret)
+		}
+		for what, err := range errs {
+			if err == nil || leaks(err.Error(), []byte(password)) != "" || leaks(err.Error(), body([]byte(secret))) != "" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
+	// A parameter of a key provider may be anything.
+	_, err := p.Recipient(t.Context(), "provider:hsm:pkcs11:object=o?pin-value="+password)
+	if !errors.Is(err, provider.ErrConfig) {
+		t.Errorf("%v", err)
 	}
 }
 
