@@ -16,7 +16,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -212,11 +211,13 @@ func decode(t testing.TB, program string, env []string, payload, sealed []byte, 
 // payloadOf is what a client sends.
 func payloadOf(t testing.TB, p imgcrypt.Payload) []byte {
 	t.Helper()
-	sent, err := typeurl.MarshalAny(&p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := proto.Marshal(&anypb.Any{TypeUrl: sent.GetTypeUrl(), Value: sent.GetValue()})
+	return anyOf(t, marshal(t, p))
+}
+
+// anyOf is a payload of this JSON.
+func anyOf(t testing.TB, value []byte) []byte {
+	t.Helper()
+	data, err := proto.Marshal(&anypb.Any{TypeUrl: imgcrypt.PayloadURI, Value: value})
 	if err != nil {
 		t.Fatal(err)
 	}
