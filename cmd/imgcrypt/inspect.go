@@ -54,7 +54,7 @@ func inspect(ctx context.Context, j *job) error {
 	if err := j.readKeys(ctx, false); err != nil {
 		return err
 	}
-	p, img, chosen, err := j.image(ctx)
+	p, img, chosen, err := j.image(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func verify(ctx context.Context, j *job) error {
 	if err := j.readKeys(ctx, false); err != nil {
 		return err
 	}
-	p, img, chosen, err := j.image(ctx)
+	p, img, chosen, err := j.image(ctx, false)
 	if err != nil {
 		return err
 	}

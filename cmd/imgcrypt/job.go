@@ -69,8 +69,8 @@ func action(least, most int, do func(context.Context, *job) error) cli.ActionFun
 			return usageError{fmt.Errorf("usage: %s %s", cmd.FullName(), cmd.ArgsUsage)}
 		}
 		j := &job{cmd: cmd, places: newOpener(cmd)}
-		defer j.places.close()
-		return do(ctx, j)
+		err := do(ctx, j)
+		return errors.Join(err, j.places.close())
 	}
 }
 
@@ -112,17 +112,17 @@ func (j *job) print(v any) error {
 }
 
 // image opens the first argument's place and reads which manifests and layers are there.
-func (j *job) image(ctx context.Context) (*place, imgcrypt.Image, imgcrypt.Selection, error) {
-	p, err := j.places.place(j.cmd.Args().First(), false)
+func (j *job) image(ctx context.Context, write bool) (*place, imgcrypt.Image, imgcrypt.Selection, error) {
+	var img imgcrypt.Image
+	p, err := j.places.place(ctx, j.cmd.Args().First(), write)
 	if err != nil {
-		return nil, imgcrypt.Image{}, imgcrypt.Selection{}, err
+		return nil, img, imgcrypt.Selection{}, err
 	}
 	root, err := p.resolve(ctx)
 	if err != nil {
-		return nil, imgcrypt.Image{}, imgcrypt.Selection{}, err
+		return nil, img, imgcrypt.Selection{}, err
 	}
-	img, err := imgcrypt.Inspect(ctx, p, root, imgcrypt.InspectOptions{Schemes: j.schemes})
-	if err != nil {
+	if img, err = imgcrypt.Inspect(ctx, p, root, imgcrypt.InspectOptions{Schemes: j.schemes}); err != nil {
 		return nil, img, imgcrypt.Selection{}, fmt.Errorf("%s: %w", p, err)
 	}
 	chosen, err := cliselect.Selection(j.cmd, img)
@@ -144,17 +144,26 @@ type work func(context.Context, imgcrypt.Store, ocispec.Descriptor, imgcrypt.Sel
 // the second argument says, or as the image was named. If always is not set, an image in
 // which nothing was to do is not written.
 func (j *job) rewrite(ctx context.Context, always bool, do work) (before, after ocispec.Descriptor, dst *place, err error) {
-	src, img, chosen, err := j.image(ctx)
+	inPlace := j.cmd.NArg() < 2
+	if !inPlace {
+		if dst, err = j.places.place(ctx, j.cmd.Args().Get(1), true); err != nil {
+			return before, after, nil, err
+		}
+	}
+	src, img, chosen, err := j.image(ctx, inPlace)
 	if err != nil {
 		return before, after, nil, err
 	}
 	before = img.Desc
-	target := j.cmd.Args().First()
-	if j.cmd.NArg() > 1 {
-		target = j.cmd.Args().Get(1)
-	}
-	if dst, err = j.places.place(target, true); err != nil {
-		return before, after, nil, err
+	if inPlace {
+		dst = src
+		if namer, ok := src.Store.(interface {
+			Name(context.Context, string) (string, error)
+		}); ok {
+			if dst.ref, err = namer.Name(ctx, src.ref); err != nil {
+				return before, after, nil, fmt.Errorf("%s: %w", src, err)
+			}
+		}
 	}
 	if digest.Digest(dst.ref).Validate() == nil {
 		return before, after, nil, usageError{fmt.Errorf("%s: the result needs a name, and this is a digest", dst)}
@@ -178,9 +187,6 @@ func (j *job) rewrite(ctx context.Context, always bool, do work) (before, after 
 	}
 	if err == nil {
 		err = dst.Tag(ctx, dst.ref, after)
-	}
-	if err == nil && dst.save != nil {
-		err = dst.save(ctx)
 	}
 	if err != nil {
 		return before, after, nil, fmt.Errorf("%s: %w", dst, err)
