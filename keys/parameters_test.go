@@ -40,7 +40,7 @@ func TestFromParameters(t *testing.T) {
 		{"kinds that do not matter here", parameters{"privkeys": {ec}, "x509s": {{1}}, "gpg-privatekeys": {{1}}, "gpg-privatekeys-passwords": {{1}}, "pkcs11-yamls": {{1}}, "pkcs11-config": {{1}}, "vault": {[]byte("x")}}, 4, ""},
 		{"empty lists", parameters{"privkeys": {}, "gpg-privatekeys": nil, "vault": {}}, 0, "no key was given"},
 		{"certificate alone", parameters{"x509s": {{1}}}, 0, "no key was given"},
-		{"provider alone", parameters{"vault": {[]byte(password)}}, 1, "key provider.vault does not open it"},
+		{"provider alone", parameters{"vault": {[]byte(password)}}, 1, "provider vault does not open it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
