@@ -169,7 +169,13 @@ func (n *node) firstLayer(t testing.TB, name string) (ocispec.Descriptor, []byte
 // relabel changes the annotations of the layers of an image of one manifest.
 func (n *node) relabel(t testing.TB, name string, edit func(annotations map[string]string)) {
 	t.Helper()
-	ctx, client := namespaces.WithNamespace(t.Context(), n.Namespace()), n.Client(t)
+	client := n.Client(t)
+	// What has no name yet would be collected when another command ends.
+	ctx, done, err := client.WithLease(namespaces.WithNamespace(t.Context(), n.Namespace()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done(context.WithoutCancel(ctx))
 	m := n.manifest(t, name)
 	for _, l := range m.Layers {
 		edit(l.Annotations)
