@@ -185,6 +185,7 @@ func runSteps(t *testing.T, n *node, dir string, env []string, steps []consoleSt
 		}
 		fmt.Fprintf(&script, "%s%s\nprintf '\\n%s%%s\\n' \"$?\"\n", s.before, line, mark)
 	}
+	testenv.Build(t, "./cmd/imgcrypt") // beside ctr-enc
 	cmd := n.Command(t.Context(), "bash", "-c", script.String())
 	cmd.Env = append(append(cmd.Env, "PATH="+filepath.Dir(n.ctrEnc)+":"+os.Getenv("PATH")), env...)
 	out, err := cmd.CombinedOutput()
