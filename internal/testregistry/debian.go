@@ -72,14 +72,14 @@ func StartDebianWith(t testing.TB, o DebianOptions) *Registry {
 	return nil
 }
 
-// Uploads lists the uploads that have been begun and neither ended nor cancelled, of StartDebian's registry only.
+// Uploads lists the uploads that have been begun and neither ended nor cancelled, of StartDebian's registry only. Of a cancelled
+// one that registry keeps an empty directory with the state of its digest, which nobody finds any more.
 func (r *Registry) Uploads(t testing.TB) []string {
 	t.Helper()
 	var uploads []string
 	err := filepath.WalkDir(r.data, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.IsDir() && filepath.Base(filepath.Dir(path)) == "_uploads" {
-			uploads = append(uploads, path)
-			return fs.SkipDir
+		if err == nil && entry.Name() == "startedat" {
+			uploads = append(uploads, filepath.Dir(path))
 		}
 		if os.IsNotExist(err) {
 			// It has just been removed, or there is nothing yet.

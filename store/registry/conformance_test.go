@@ -1,23 +1,84 @@
 package registry_test
 
 import (
+	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"imgcrypt/internal/testregistry"
 	"imgcrypt/store/registry"
 	"imgcrypt/store/storetest"
 )
 
+// oddNames are no tags.
+var oddNames = []string{"", "a b", "a/b", "a:b", "a@b", "ä", "a?b", "../x", strings.Repeat("a", 129), "sha256:00"}
+
 // go-containerregistry's registry has one set of blobs for all repositories, so each of
 // the suite's tests has a registry of its own.
 func TestStore(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Subject {
-		s, err := registry.Open(testregistry.Start(t).Ref("app"), registry.Options{})
-		if err != nil {
-			t.Fatal(err)
+		r := testregistry.Start(t)
+		subject := func(t *testing.T) storetest.Subject {
+			s := open(t, r.Ref("app"), quick())
+			return storetest.Subject{Store: s, Tags: s, NoSHA512: true, OddNames: oddNames}
 		}
-		t.Cleanup(func() { s.Close() })
-		return storetest.Subject{Store: s, Tags: s, NoSHA512: true}
+		first := subject(t)
+		first.Reopen = subject
+		return first
 	})
+}
+
+// Debian's registry has blobs for each repository, and uploads that can be seen.
+func TestStoreDebian(t *testing.T) {
+	t.Parallel()
+	ca := testregistry.NewAuthority(t)
+	for name, o := range map[string]testregistry.DebianOptions{
+		"http":               {},
+		"https and htpasswd": {TLS: ca, User: "user", Password: "secret"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := testregistry.StartDebianWith(t, o)
+			options := quick()
+			if o.TLS != nil {
+				options.CAFile = ca.File
+				options.Keychain = somebody{Username: o.User, Password: o.Password}
+			}
+			var n atomic.Int64
+			// The subtests are parallel, and the registry is to outlive them.
+			t.Run("suite", func(t *testing.T) {
+				storetest.Run(t, func(t *testing.T) storetest.Subject { return debian(t, r, fmt.Sprintf("app/r%d", n.Add(1)), options) })
+			})
+			if left := r.Uploads(t); len(left) > 0 {
+				t.Errorf("uploads are left: %q", left)
+			}
+		})
+	}
+}
+
+func debian(t *testing.T, r *testregistry.Registry, repository string, o registry.Options) storetest.Subject {
+	s := open(t, r.Ref(repository), o)
+	return storetest.Subject{
+		Store: s, Tags: s, OddNames: oddNames,
+		Reopen: func(t *testing.T) storetest.Subject { return debian(t, r, repository, o) },
+		Leftovers: func(t *testing.T) []string {
+			var left []string
+			// A PATCH that was given up may still be on its way to its end.
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				left = left[:0]
+				for _, upload := range r.Uploads(t) {
+					if strings.Contains(upload, "/"+repository+"/") {
+						left = append(left, upload)
+					}
+				}
+				if len(left) == 0 {
+					break
+				}
+			}
+			return left
+		},
+	}
 }

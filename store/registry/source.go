@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"hash"
 	"io"
@@ -39,7 +40,8 @@ type source struct {
 	panicked any
 	// err is how reading ended: io.EOF once the whole blob was read and is the wanted one.
 	err error
-	// silence runs while nobody takes what there is to send.
+	// ctx is the current request's; silence runs while nobody takes what there is to send.
+	ctx     context.Context
 	silence *patience
 }
 
@@ -178,11 +180,12 @@ func (s *source) Read([]byte) (int, error) { return 0, errEnded }
 // Close does nothing.
 func (s *source) Close() error { return nil }
 
-// body readies the source for a request that silence belongs to.
-func (s *source) body(silence *patience) *source {
+// body readies the source for a request that silence belongs to. When ctx ends the
+// body does.
+func (s *source) body(ctx context.Context, silence *patience) *source {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.silence = silence
+	s.ctx, s.silence = ctx, silence
 	return s
 }
 
@@ -207,9 +210,15 @@ func (a *attempt) Read(p []byte) (int, error) {
 	if s.current != a {
 		return 0, errEnded
 	}
+	if s.ctx.Err() != nil && s.err == nil {
+		s.err = s.store.contextError(s.ctx, s.op)
+	}
 	s.silence.stop()
 	n, err := s.take(p)
-	if err == io.EOF {
+	if err != nil {
+		// Also where it is no end: the request ends in order, and with it what the
+		// registry does about it, before the upload is taken back.
+		err = io.EOF
 		s.silence.limit = slowly * s.store.options.Silence
 	}
 	s.silence.start()

@@ -63,7 +63,7 @@ func (s *Store) Mount(ctx context.Context, desc ocispec.Descriptor, fromReposito
 		return false, err
 	case !done:
 		// The registry has begun an upload instead.
-		s.abandon(ctx, location)
+		s.abandon(ctx, location, false)
 	}
 	return done, nil
 }

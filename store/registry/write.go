@@ -125,18 +125,24 @@ func (s *Store) uploadOnce(ctx context.Context, src *source, t *tries) (_ ocispe
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	unsure := false
 	defer func() {
 		if err != nil {
-			s.abandon(ctx, location)
+			s.abandon(ctx, location, unsure)
 		}
 	}()
 	next, err := s.stream(ctx, location, src)
 	if err != nil {
+		var e *Error
+		unsure = !errors.As(err, &e) || e.Status == 0
 		return ocispec.Descriptor{}, err
 	}
 	location = next
 	got, whole := src.complete()
 	if !whole {
+		if failure := src.failure(); failure != nil {
+			return got, failure
+		}
 		return got, &Error{Repository: s.Repository(), Op: src.op, Kind: ErrRejected, Reason: "the registry did not wait for the end of the blob"}
 	}
 	return got, s.commit(ctx, location, src.op, got, t)
@@ -184,16 +190,16 @@ func (s *Store) stream(ctx context.Context, location *url.URL, src *source) (*ur
 	if err != nil {
 		return nil, err
 	}
-	silence := newPatience(ctx, s.options.Silence)
-	req, err := http.NewRequestWithContext(silence.ctx, http.MethodPatch, location.String(), src.body(silence))
+	// A context that ends lets the request end in order, if that is soon.
+	silence := newPatience(context.WithoutCancel(ctx), s.options.Silence)
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(ending, silence.end) })()
+	req, err := http.NewRequestWithContext(silence.ctx, http.MethodPatch, location.String(), src.body(ctx, silence))
 	if err != nil {
 		silence.end()
 		return nil, &Error{Repository: s.Repository(), Op: src.op, Kind: ErrRejected, Reason: "the registry does not say where the upload goes on"}
 	}
+	// In chunks also if the length is known: only so it can end early in order.
 	req.ContentLength = -1
-	if src.want.Digest != "" && src.want.Size > 0 {
-		req.ContentLength = src.want.Size
-	}
 	req.Header.Set("Content-Type", "application/octet-stream")
 	if !s.impatient.Load() {
 		req.Header.Set("Expect", "100-continue")
@@ -289,23 +295,44 @@ func (s *Store) commit(ctx context.Context, location *url.URL, op string, got oc
 	}
 }
 
+// ending is how long a request may take to end in order.
+const ending = 2 * time.Second
+
 // abandoning is how long to try to take back an upload.
 const abandoning = 5 * time.Second
 
 // abandon takes back an upload. A registry that cannot be told forgets it some day by
-// itself.
-func (s *Store) abandon(ctx context.Context, location *url.URL) {
+// itself. unsure says that the registry may still be at work on what was sent, and
+// may put back what it has removed.
+func (s *Store) abandon(ctx context.Context, location *url.URL, unsure bool) {
 	// The context may be what ended the upload.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandoning)
 	defer cancel()
 	if s.loggedIn(push) == nil {
 		return
 	}
-	rq := &request{
-		op: "take back an upload", access: push, method: http.MethodDelete, location: location,
-		expect: []int{http.StatusNoContent, http.StatusAccepted, http.StatusOK},
-	}
-	if a, _, err := s.once(ctx, rq); err == nil {
+	const op = "take back an upload"
+	for wait := 20 * time.Millisecond; ; wait *= 2 {
+		a, _, err := s.once(ctx, &request{
+			op: op, access: push, method: http.MethodDelete, location: location,
+			expect: []int{http.StatusNoContent, http.StatusAccepted, http.StatusOK},
+		})
+		if err == nil {
+			_ = a.Close()
+		}
+		if !unsure {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		// Whether it is gone.
+		a, _, err = s.once(ctx, &request{op: op, access: push, method: http.MethodGet, location: location, expect: []int{http.StatusNoContent}})
+		if err != nil {
+			return
+		}
 		_ = a.Close()
 	}
 }
