@@ -116,17 +116,20 @@ func Stall(after int64) Fault {
 }
 
 // StallUp takes so many bytes of the request's body, and then nothing until the proxy ends: that the client goes is not
-// noticed while nothing is read from it.
+// noticed while nothing is read from it. For the target the connection breaks at once.
 func StallUp(after int64) Fault {
-	return Fault{"stall up", onRequest(func(b *body, req *http.Request) {
-		b.edit = func(p []byte, at int64) error {
-			if at+int64(len(p)) <= after {
-				return nil
-			}
-			<-req.Context().Done()
-			return errCut
-		}
-	})}
+	return Fault{"stall up", func(next http.Handler) http.Handler {
+		cut := CutUp(after).Wrap(next)
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			defer func() {
+				if v := recover(); v != nil {
+					<-req.Context().Done()
+					panic(v)
+				}
+			}()
+			cut.ServeHTTP(w, req)
+		})
+	}}
 }
 
 // Answer answers instead of the target, with a status, a text in the form that registries have, and headers, a name and

@@ -102,6 +102,10 @@ func (s *Store) transportError(silence, ctx context.Context, op string, from *se
 	switch {
 	case errors.Is(err, errConsumed):
 		e.Kind, e.Reason, e.temporary = ErrConnection, "the registry wanted a new login in the middle of a blob", true
+	case errors.Is(err, errRedirects):
+		e.Kind, e.Reason = ErrRejected, "the registry redirects without an end"
+	case errors.Is(err, errDowngrade):
+		e.Kind, e.Reason = ErrTLS, "the registry redirects from https to plain http"
 	case errors.Is(err, errScheme):
 		e.Kind = ErrTLS
 		e.Reason = "the registry wants to be spoken to by another scheme than was agreed"
@@ -227,8 +231,9 @@ func (s *Store) credentialsError(err error) error {
 	}
 }
 
-// parameters are the parts of a URL that may grant access: user and password, and the query.
-var parameters = regexp.MustCompile(`//[^/@\s"]*@|\?[^\s"]*`)
+// address matches URLs: scheme, user and password, host and path, query. The second
+// and the fourth may grant access.
+var address = regexp.MustCompile(`([a-z]+://)([^/@\s"]*@)?([^\s"?]*)(\?[^\s"]*)?`)
 
 // printable returns what others wrote as a piece of a line, of at most so many
 // characters. Only the first line counts: what follows may be the answer of a token
@@ -236,7 +241,7 @@ var parameters = regexp.MustCompile(`//[^/@\s"]*@|\?[^\s"]*`)
 // registry, or that request carried.
 func (s *Store) printable(text string, most int, request *http.Request) string {
 	text, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
-	text = oneline.Of(parameters.ReplaceAllString(text, "…"))
+	text = oneline.Of(address.ReplaceAllString(text, "$1$3"))
 	if request != nil {
 		if _, token, _ := strings.Cut(request.Header.Get("Authorization"), " "); token != "" && strings.Contains(text, token) {
 			return ""

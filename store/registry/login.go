@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -100,8 +101,25 @@ func (s *Store) login(ctx context.Context, want access) (*session, error) {
 		return nil, s.transportError(silence.ctx, ctx, op, made, err)
 	}
 	s.connected.Store(true)
-	made.client = &http.Client{Transport: wrapped}
+	made.client = &http.Client{Transport: wrapped, CheckRedirect: checkRedirect}
 	return made, nil
+}
+
+// Why a redirect is not followed.
+var (
+	errRedirects = errors.New("too many redirects")
+	errDowngrade = errors.New("redirected to plain http")
+)
+
+// checkRedirect follows as many redirects as package net/http does, but not into the open.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	switch {
+	case len(via) >= 10:
+		return errRedirects
+	case via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https":
+		return errDowngrade
+	}
+	return nil
 }
 
 // recorder notes the secrets that it hands out, so that no message of a registry that
