@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,8 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"imgcrypt"
 	"imgcrypt/images/encryption"
@@ -68,55 +66,6 @@ func (f providerFault) write(t *testing.T, mark string) []string {
 		writeFile(t, path, f.config(t))
 	}
 	return []string{schemes.EnvProviderConfig + "=" + path, schemes.EnvProviderTimeout + "=" + f.timeout().String(), markEnv + "=" + mark}
-}
-
-// markEnv is a variable that providers, and what they start, inherit, so that they are found.
-const markEnv = "IMGCRYPT_TEST_MARK"
-
-// leavesNoProcess fails the test if a process with the mark is there, or does not go away at once.
-func leavesNoProcess(t *testing.T, mark string) {
-	t.Helper()
-	var left []string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		left = left[:0]
-		for _, p := range processes(t) {
-			if slices.Contains(p.environ(), markEnv+"="+mark) {
-				left = append(left, strings.Join(p.args(), " "))
-			}
-		}
-		if len(left) == 0 {
-			return
-		}
-	}
-	t.Errorf("processes are left: %q", left)
-}
-
-// process is one that was there a moment ago.
-type process string // its directory
-
-func processes(t testing.TB) []process {
-	t.Helper()
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := make([]process, len(dirs))
-	for i, dir := range dirs {
-		all[i] = process(dir)
-	}
-	return all
-}
-
-func (p process) args() []string    { return p.list("cmdline") }
-func (p process) environ() []string { return p.list("environ") }
-
-// list returns nothing for a process that is gone.
-func (p process) list(name string) []string {
-	data, err := os.ReadFile(filepath.Join(string(p), name))
-	if err != nil || len(data) == 0 {
-		return nil
-	}
-	return strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")
 }
 
 // faultNode is a containerd with an image that is encrypted for the provider "vault" and for the keys good.
@@ -190,46 +139,6 @@ func (n *node) relabel(t testing.TB, name string, edit func(annotations map[stri
 	}
 }
 
-// decode runs ctd-decoder as containerd would, with a payload on file descriptor 3.
-func decode(t testing.TB, program string, env []string, payload, sealed []byte, args ...string) testnode.Result {
-	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Stdin, cmd.ExtraFiles, cmd.Env = bytes.NewReader(sealed), []*os.File{r}, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
-	sent := make(chan error, 1)
-	go func() {
-		_, err := w.Write(payload)
-		sent <- err
-		w.Close()
-	}()
-	result := testnode.Capture(cmd)
-	r.Close()
-	<-sent
-	return result
-}
-
-// payloadOf is what a client sends.
-func payloadOf(t testing.TB, p imgcrypt.Payload) []byte {
-	t.Helper()
-	return anyOf(t, marshal(t, p))
-}
-
-// anyOf is a payload of this JSON.
-func anyOf(t testing.TB, value []byte) []byte {
-	t.Helper()
-	data, err := proto.Marshal(&anypb.Any{TypeUrl: imgcrypt.PayloadURI, Value: value})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
 // check fails the test unless text is about the provider and says what it should.
 func (f providerFault) check(t *testing.T, what, text string) {
 	t.Helper()
@@ -273,60 +182,73 @@ func TestProviderFaults(t *testing.T) {
 	n.leavesNothing(t)
 }
 
-// suffers does with a faulty provider all that needs one, and then what does not.
+// suffers does with a faulty provider all that needs one, and what does not, at the same time.
 func (n *faultNode) suffers(t *testing.T, f providerFault, number int) {
 	t.Helper()
 	mark := fmt.Sprintf("%s-%d", n.Namespace(), number)
 	env := f.write(t, mark)
 	client := n.with(env)
 	result := fmt.Sprintf("example.test/fault:%d", number)
-	run := func(args ...string) testnode.Result {
-		return f.inTime(t, strings.Join(args[:2], " "), func() testnode.Result { return client.enc(args...) })
+	run := func(args ...string) func() testnode.Result {
+		return func() testnode.Result {
+			return f.inTime(t, strings.Join(args[:2], " "), func() testnode.Result { return client.enc(args...) })
+		}
 	}
-	r := run("images", "encrypt", "--recipient", "provider:vault", plainName, result)
-	refused(t, r)
-	f.check(t, "as recipient", r.Stderr)
-	n.decodes(t, f, env)
-	if f.large {
-		leavesNoProcess(t, mark)
-		return
+	decoder := func(args ...string) func() testnode.Result {
+		payload := payloadOf(t, imgcrypt.Payload{Descriptor: n.layer})
+		return func() testnode.Result {
+			return f.inTime(t, "ctd-decoder", func() testnode.Result { return decode(t, n.decoder, env, payload, n.sealed, args...) })
+		}
 	}
 	named := []string{"--key", "provider:vault"}
 	if f.unconfigured {
-		// Who names it is told before anything else is tried.
-		r = run("images", "decrypt", "--key", n.good.private, "--key", "provider:vault", encName, result)
-		refused(t, r)
-		f.check(t, "as key", r.Stderr)
-		named = nil
+		named = nil // Who names it is told before anything else is tried.
+	}
+	uses := map[string]func() testnode.Result{
+		"as recipient":            run("images", "encrypt", "--recipient", "provider:vault", plainName, result),
+		"to decode":               decoder(),
+		"to decode, with a key":   decoder("--decryption-keys-path", filepath.Dir(n.good.private)),
+		"beside a wrong key":      run(slices.Concat([]string{"images", "decrypt"}, named, []string{"--key", n.wrong.private, encName, result})...),
+		"beside a key that opens": run(slices.Concat([]string{"images", "decrypt"}, named, []string{"--key", n.good.private, encName, result})...),
+	}
+	if f.unconfigured {
+		uses["as key"] = run("images", "decrypt", "--key", n.good.private, "--key", "provider:vault", encName, result)
 	}
 	if f.common() {
-		r = run("run", "--rm", "--key", "provider:vault", encName, "e2e")
-		refused(t, r)
-		f.check(t, "as key to run", r.Stderr)
+		uses["as key to run"] = run("run", "--rm", "--key", "provider:vault", encName, "e2e")
 	}
-	// Next to another key, it has a line of its own, and the other one too.
-	r = run(slices.Concat([]string{"images", "decrypt"}, named, []string{"--key", n.wrong.private, encName, result})...)
-	lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
-	slices.Sort(lines[min(len(lines), 1):])
-	if r.Code != 1 || len(lines) != 3 || !strings.Contains(lines[1], n.wrong.private+": not for this key") {
-		t.Errorf("got %s", r)
-	} else {
-		f.check(t, "beside another key", lines[2])
+	if f.large {
+		maps.DeleteFunc(uses, func(use string, _ func() testnode.Result) bool { return strings.HasPrefix(use, "beside") })
 	}
-	run(slices.Concat([]string{"images", "decrypt"}, named, []string{"--key", n.good.private, encName, result})...).OK(t)
+	for use, r := range together(uses) {
+		switch use {
+		case "to decode, with a key", "beside a key that opens":
+			r.OK(t)
+		case "to decode":
+			if r.Code != 10 || strings.Count(r.Stderr, "\n") != 1 || !strings.HasPrefix(r.Stderr, "ctd-decoder: error: layer "+n.layer.Digest.String()) || r.Stdout != "" {
+				t.Errorf("%s: %s", use, r)
+			}
+			f.check(t, use, r.Stderr)
+		case "beside a wrong key":
+			f.beside(t, r, n.wrong.private)
+		default:
+			refused(t, r)
+			f.check(t, use, r.Stderr)
+		}
+	}
 	leavesNoProcess(t, mark)
 }
 
-// decodes has a decoder that needs the provider, and one that does not.
-func (n *faultNode) decodes(t *testing.T, f providerFault, env []string) {
+// beside looks at an error about two keys: each has a line of its own.
+func (f providerFault) beside(t *testing.T, r testnode.Result, wrong string) {
 	t.Helper()
-	payload := payloadOf(t, imgcrypt.Payload{Descriptor: n.layer})
-	r := f.inTime(t, "ctd-decoder", func() testnode.Result { return decode(t, n.decoder, env, payload, n.sealed) })
-	if r.Code != 10 || strings.Count(r.Stderr, "\n") != 1 || !strings.HasPrefix(r.Stderr, "ctd-decoder: error: layer "+n.layer.Digest.String()) || r.Stdout != "" {
-		t.Errorf("ctd-decoder: %s", r)
+	lines := strings.Split(strings.TrimSpace(r.Stderr), "\n")
+	slices.Sort(lines[min(len(lines), 1):])
+	if r.Code != 1 || len(lines) != 3 || !strings.Contains(lines[1], wrong+": not for this key") {
+		t.Errorf("got %s", r)
+		return
 	}
-	f.check(t, "ctd-decoder", r.Stderr)
-	decode(t, n.decoder, env, payload, n.sealed, "--decryption-keys-path", filepath.Dir(n.good.private)).OK(t)
+	f.check(t, "beside a wrong key", lines[2])
 }
 
 // The same for a containerd whose decoder asks the provider: what it says reaches the user.
@@ -454,23 +376,28 @@ func (n *faultNode) suffersMany(t *testing.T, f providerFault, name string) {
 	mark := n.Namespace() + name
 	env := f.write(t, mark)
 	client := n.with(env)
-	decrypt := func(keys ...string) testnode.Result {
+	decrypt := func(keys ...string) func() testnode.Result {
 		args := slices.Concat([]string{"images", "decrypt"}, keys, []string{name, name + "-opened"})
-		return f.inTime(t, strings.Join(args, " "), func() testnode.Result { return client.enc(args...) })
+		return func() testnode.Result {
+			return f.inTime(t, strings.Join(args, " "), func() testnode.Result { return client.enc(args...) })
+		}
 	}
-	r := decrypt("--key", "provider:vault")
-	if r.Code != 1 {
-		t.Errorf("got %s", r)
-	}
-	f.check(t, "decrypt", strings.ReplaceAll(r.Stderr, "\n", " "))
-	decrypt("--key", "provider:vault", "--key", n.good.private).OK(t)
 	desc, sealed := n.firstLayer(t, name)
-	r = f.inTime(t, "ctd-decoder", func() testnode.Result {
-		return decode(t, n.decoder, env, payloadOf(t, imgcrypt.Payload{Descriptor: desc}), sealed)
+	payload := payloadOf(t, imgcrypt.Payload{Descriptor: desc})
+	results := together(map[string]func() testnode.Result{
+		"alone":        decrypt("--key", "provider:vault"),
+		"beside a key": decrypt("--key", "provider:vault", "--key", n.good.private),
+		"to decode": func() testnode.Result {
+			return f.inTime(t, "ctd-decoder", func() testnode.Result { return decode(t, n.decoder, env, payload, sealed) })
+		},
 	})
-	if r.Code != 10 || strings.Count(r.Stderr, "\n") != 1 {
-		t.Errorf("ctd-decoder: %s", r)
+	results["beside a key"].OK(t)
+	for use, code := range map[string]int{"alone": 1, "to decode": 10} {
+		r := results[use]
+		if r.Code != code || code == 10 && strings.Count(r.Stderr, "\n") != 1 {
+			t.Errorf("%s: %s", use, r)
+		}
+		f.check(t, use, strings.ReplaceAll(r.Stderr, "\n", " "))
 	}
-	f.check(t, "ctd-decoder", r.Stderr)
 	leavesNoProcess(t, mark)
 }

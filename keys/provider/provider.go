@@ -51,7 +51,9 @@ type Config struct {
 	// It is read when a provider is needed. Empty means that there is none.
 	File string
 	// Timeout bounds one call of a provider, from its start or the connection to it
-	// to the last byte of the answer; zero means [DefaultTimeout].
+	// to the last byte of the answer; zero means [DefaultTimeout]. A provider that lets
+	// it pass is not asked again for as long, and one that refuses packets of a layer
+	// for as long is not asked about the others.
 	Timeout time.Duration
 	// IdleTimeout is how long a connection stays that nobody uses; zero means ten
 	// seconds.
