@@ -143,7 +143,7 @@ func TestReasons(t *testing.T) {
 		{"no key", "good:jwe", nil, nil, []string{"no key was given to open it (encrypted for jwe)"}},
 		{"no keyring", "good:pgp", nobody, nil, []string{"open it (encrypted for pgp)"}},
 
-		{"no password, jwe", "good:jwe", nil, []string{encrypted}, []string{encrypted + ": is encrypted: give its password"}},
+		{"no password, jwe", "good:jwe", nil, []string{encrypted}, []string{encrypted + ": it is encrypted: give its password"}},
 		{"wrong password, jwe", "good:jwe", nil, []string{encrypted + ":pass=no"}, []string{encrypted + ": wrong password"}},
 		{"no password, pgp", "good:locked", nil, f.locked.Files, []string{f.locked.Files[0] + ": the secret key is encrypted: give its password"}},
 		{"wrong password, pgp", "good:locked", nil, []string{f.locked.Files[0] + ":pass=no"}, []string{f.locked.Files[0] + ": wrong password"}},

@@ -96,7 +96,10 @@ func (e *NoKeyError) Error() string {
 	case 1:
 		fmt.Fprintf(&b, "%s does not open it", e.name(0))
 		if err := e.Attempts[0].Err; err != nil && !errors.Is(err, ErrNoMatch) {
-			lines = reasons(err)
+			for _, text := range reasons(err) {
+				// The line has its name already.
+				lines = append(lines, strings.TrimPrefix(text, e.name(0)+": "))
+			}
 		}
 	default:
 		fmt.Fprintf(&b, "none of the %d keys opens it", n)

@@ -69,7 +69,7 @@ func TestNoKeyError(t *testing.T) {
 		{"two", []keys.Identity{no("a.pem"), no("b.pem")}, "none of the 2 keys opens it (encrypted for jwe, pgp)\n  a.pem: not for this key\n  b.pem: not for this key", nil},
 		{"reasons", []keys.Identity{no("a.pem"), locked("b.pem"), fakeIdentity{err: errors.New("two\nlines")}},
 			"none of the 3 keys opens it (encrypted for jwe, pgp)\n  a.pem: not for this key\n  b.pem: wrong password\n  key 3: two; lines", keys.ErrPassword},
-		{"one reason", []keys.Identity{locked("b.pem")}, "b.pem does not open it (encrypted for jwe, pgp): b.pem: wrong password", keys.ErrPassword},
+		{"one reason", []keys.Identity{locked("b.pem")}, "b.pem does not open it (encrypted for jwe, pgp): wrong password", keys.ErrPassword},
 		{"joined reasons", []keys.Identity{no("a.pem"), named{"providers", fakeIdentity{err: errors.Join(errors.New("one: gone"), errors.New("two: mad"))}}},
 			"none of the 2 keys opens it (encrypted for jwe, pgp)\n  a.pem: not for this key\n  providers: one: gone\n  providers: two: mad", nil},
 		{"many", append(slices.Repeat([]keys.Identity{no("a.pem")}, 20), locked("b.pem")),

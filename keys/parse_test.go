@@ -269,7 +269,7 @@ func TestIdentityErrors(t *testing.T) {
 	}{
 		{"public key", writeFile(t, "pub", publicOf(t, ec)), keys.ErrNotKey, "pub: not a usable key: it holds a public key"},
 		{"certificate", writeFile(t, "crt", certificateOf(t, ec)), keys.ErrNotKey, "it holds a certificate"},
-		{"no password", locked, keys.ErrPassword, "locked.pem: is encrypted: give its password as KEY:file=PATH"},
+		{"no password", locked, keys.ErrPassword, "locked.pem: it is encrypted: give its password as KEY:file=PATH"},
 		{"wrong password", locked + ":no" + password, keys.ErrPassword, "locked.pem: wrong password"},
 		{"Ed25519", writeFile(t, "ed", openssl(t, nil, "genpkey", "-algorithm", "ED25519")), keys.ErrNotKey, "an Ed25519 key cannot open anything (known schemes: jwe, pgp, pkcs11, pkcs7, provider)"},
 		{"P-224", writeFile(t, "p224", newEC(t, "P-224")), keys.ErrNotKey, "curve P-224 cannot open anything"},

@@ -266,7 +266,7 @@ func notKey(format string, args ...any) error {
 }
 
 func errNoPassword() error {
-	return fmt.Errorf("is encrypted: give its %w as KEY:file=PATH, :fd=N or :pass=PASSWORD", ErrPassword)
+	return fmt.Errorf("it is encrypted: give its %w as KEY:file=PATH, :fd=N or :pass=PASSWORD", ErrPassword)
 }
 
 func errWrongPassword() error {
