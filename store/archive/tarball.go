@@ -44,6 +44,8 @@ type entry struct {
 	offset, size int64
 	// link is the name of the file that it is a link to.
 	link string
+	// sparse says that it is stored without its holes.
+	sparse bool
 	// twice says that there are several of the name; the last one counts.
 	twice bool
 }
@@ -120,10 +122,12 @@ func newEntry(h *tar.Header) (e entry, ok bool) {
 	}
 	for key := range h.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
-			return e, false
+			return entry{size: h.Size, sparse: true}, true
 		}
 	}
 	switch h.Typeflag {
+	case tar.TypeGNUSparse:
+		return entry{size: h.Size, sparse: true}, true
 	case tar.TypeReg:
 		return entry{size: h.Size}, true
 	case tar.TypeLink:
@@ -182,6 +186,9 @@ func (t *tarball) release() {
 
 // open returns the content of a file. The tarball stays open until it is closed.
 func (t *tarball) open(ctx context.Context, e entry) (io.ReadCloser, error) {
+	if e.sparse {
+		return nil, fmt.Errorf("it is stored as a sparse file, which is not read here: %w", errors.ErrUnsupported)
+	}
 	release := t.use()
 	if t.packed == plain {
 		return &content{Reader: io.NewSectionReader(t.f, e.offset, e.size), close: release}, nil
