@@ -3,7 +3,6 @@ package archive
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,6 +23,16 @@ type PlatformsError struct {
 
 func (e *PlatformsError) Error() string {
 	return "a docker-archive holds an image for one platform, and this one is for " + strings.Join(e.Platforms, ", ")
+}
+
+// OthersError says that an archive has images that would be lost if it were replaced.
+type OthersError struct {
+	// Names are those of the images; "" is one without.
+	Names []string
+}
+
+func (e *OthersError) Error() string {
+	return fmt.Sprintf("it has other images, which would be lost: %.300q", e.Names)
 }
 
 // dockerTag is an image under one of its names; "" is that of one without.
@@ -81,8 +90,7 @@ func dockerItems(tags []dockerTag) []dockerImage {
 // it; of an index for several platforms it is a [*PlatformsError]. All that it needs has
 // been put.
 //
-// Where the archive has images of names that were not given here, it is an error that
-// names them.
+// Where the archive has images of names that were not given here, it is an [*OthersError].
 func (d *DockerWriter) Tag(ctx context.Context, ref string, desc ocispec.Descriptor) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -153,12 +161,12 @@ func checkOthers(ctx context.Context, now *tarball, tags []dockerTag) error {
 				full = fullDockerName(name)
 			}
 			if !slices.ContainsFunc(tags, func(t dockerTag) bool { return t.name == full }) {
-				lost = append(lost, fmt.Sprintf("%.300q", name))
+				lost = append(lost, name)
 			}
 		}
 	}
 	if len(lost) > 0 {
-		return fmt.Errorf("it has other images, which would be lost: %s: %w", strings.Join(lost, ", "), errors.ErrUnsupported)
+		return &OthersError{Names: lost}
 	}
 	return nil
 }
