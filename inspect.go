@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
 	"imgcrypt/layer"
 )
@@ -127,7 +127,7 @@ func inspectLayer(i int, desc ocispec.Descriptor, schemes []keys.Scheme) LayerIn
 	packets, _ := layer.Packets(desc.Annotations)
 	for name := range desc.Annotations {
 		if scheme, ok := strings.CutPrefix(name, layer.KeysAnnotationPrefix); ok && scheme != "" {
-			info.Schemes = append(info.Schemes, word(scheme))
+			info.Schemes = append(info.Schemes, oneline.Word(scheme))
 		}
 	}
 	slices.Sort(info.Schemes)
@@ -142,14 +142,6 @@ func inspectLayer(i int, desc ocispec.Descriptor, schemes []keys.Scheme) LayerIn
 	return info
 }
 
-// word quotes what would not be shown as one word, since anyone may have written it.
-func word(name string) string {
-	if len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' || r == ',' }) {
-		return fmt.Sprintf("%.100q", name)
-	}
-	return name
-}
-
 // describe names the recipients of a packet.
 func describe(p layer.Packet, schemes []keys.Scheme) []string {
 	for _, scheme := range schemes {
@@ -157,5 +149,5 @@ func describe(p layer.Packet, schemes []keys.Scheme) []string {
 			return scheme.Describe(p)
 		}
 	}
-	return []string{"[" + word(p.Scheme) + "]"}
+	return []string{"[" + oneline.Word(p.Scheme) + "]"}
 }

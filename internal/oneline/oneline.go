@@ -2,6 +2,8 @@
 package oneline
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -17,4 +19,18 @@ func Of(text string) string {
 		}
 		return r
 	}, strings.TrimSpace(strings.Join(lines, "; ")))
+}
+
+// maxWord bounds what is shown of a name, in bytes.
+const maxWord = 256
+
+// Word returns a name as it is if it can stand in a list and in a table, and else quoted
+// and cut: an empty one, a long one, or one with blanks, commas or what does not print.
+// Anyone may have written it.
+func Word(name string) string {
+	odd := func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) || r == ',' }
+	if name == "" || len(name) > maxWord || strings.ContainsFunc(name, odd) {
+		return strconv.QuoteToGraphic(fmt.Sprintf("%.256s", name))
+	}
+	return name
 }

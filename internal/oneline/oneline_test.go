@@ -1,6 +1,7 @@
 package oneline_test
 
 import (
+	"strings"
 	"testing"
 
 	"imgcrypt/internal/oneline"
@@ -19,6 +20,23 @@ func TestOf(t *testing.T) {
 	} {
 		if got := oneline.Of(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestWord(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"":                       `""`,
+		"alice@example.com":      "alice@example.com",
+		"Schlüssel":              "Schlüssel",
+		"two words":              `"two words"`,
+		"a,b":                    `"a,b"`,
+		"\x1b[2J\n":              `"\x1b[2J\n"`,
+		strings.Repeat("a", 300): `"` + strings.Repeat("a", 256) + `"`,
+	} {
+		if got := oneline.Word(name); got != want {
+			t.Errorf("%q: got %s, want %s", name, got, want)
 		}
 	}
 }

@@ -5,12 +5,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/go-jose/go-jose/v4"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/layer"
 )
 
@@ -111,18 +110,9 @@ func Describe(p layer.Packet) []string {
 		return []string{"[jwe]"}
 	}
 	for i, id := range ids {
-		ids[i] = printable(id)
+		if ids[i] = "[jwe]"; id != "" {
+			ids[i] = oneline.Word(id)
+		}
 	}
 	return ids
-}
-
-func printable(id string) string {
-	if id == "" {
-		return "[jwe]"
-	}
-	odd := func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) || r == ',' }
-	if len(id) > 256 || strings.ContainsFunc(id, odd) {
-		return strconv.QuoteToGraphic(fmt.Sprintf("%.256s", id))
-	}
-	return id
 }

@@ -4,10 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"strconv"
-	"strings"
-	"unicode"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/internal/tokenproto"
 	"imgcrypt/layer"
 )
@@ -98,18 +96,9 @@ func Describe(p layer.Packet) []string {
 		return []string{"[pkcs11]"}
 	}
 	for i, id := range ids {
-		ids[i] = printable(id)
+		if ids[i] = "[pkcs11]"; id != "" {
+			ids[i] = oneline.Word(id)
+		}
 	}
 	return ids
-}
-
-func printable(id string) string {
-	if id == "" {
-		return "[pkcs11]"
-	}
-	odd := func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) || r == ',' }
-	if len(id) > 256 || strings.ContainsFunc(id, odd) {
-		return strconv.QuoteToGraphic(fmt.Sprintf("%.256s", id))
-	}
-	return id
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"imgcrypt/internal/oneline"
 )
 
 // maxConfig bounds the configuration file, in bytes.
@@ -77,9 +79,9 @@ func (d *directory) lookup(name string) (asker, error) {
 		return p, nil
 	}
 	if err, ok := d.broken[name]; ok {
-		return nil, fmt.Errorf("%w %s: %s: %w", ErrConfig, d.config.File, shown(name), err)
+		return nil, fmt.Errorf("%w %s: %s: %w", ErrConfig, d.config.File, oneline.Word(name), err)
 	}
-	return nil, fmt.Errorf("%w %s: it has no provider %s (it has %s)", ErrConfig, d.config.File, shown(name), d.names())
+	return nil, fmt.Errorf("%w %s: it has no provider %s (it has %s)", ErrConfig, d.config.File, oneline.Word(name), d.names())
 }
 
 // names lists what the file has.
@@ -87,10 +89,10 @@ func (d *directory) names() string {
 	const most = 20
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(d.providers)) {
-		all = append(all, shown(name))
+		all = append(all, oneline.Word(name))
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.broken)) {
-		all = append(all, shown(name))
+		all = append(all, oneline.Word(name))
 	}
 	switch n := len(all); {
 	case n == 0:

@@ -30,7 +30,7 @@ type Error struct {
 	Err error
 }
 
-func (e *Error) Error() string { return Name + " " + shown(e.Provider) + ": " + e.Err.Error() }
+func (e *Error) Error() string { return Name + " " + oneline.Word(e.Provider) + ": " + e.Err.Error() }
 
 // Unwrap returns e.Err.
 func (e *Error) Unwrap() error { return e.Err }

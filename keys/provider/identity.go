@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
 	"imgcrypt/layer"
 )
@@ -24,7 +25,7 @@ type Identity struct {
 }
 
 // Name implements [keys.Named].
-func (id *Identity) Name() string { return Name + " " + shown(id.name) }
+func (id *Identity) Name() string { return Name + " " + oneline.Word(id.name) }
 
 // Unwrap implements [keys.Identity]. The provider is asked about its packets in their
 // order, until one opens, it turns out that it cannot be asked at all, or refusing them has

@@ -30,11 +30,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
+	"imgcrypt/internal/oneline"
 	"imgcrypt/keys"
 	"imgcrypt/layer"
 )
@@ -76,7 +75,7 @@ func Scheme(c Config) keys.Scheme {
 }
 
 // Describe returns "[provider.NAME]": packets of providers are opaque.
-func Describe(p layer.Packet) []string { return []string{"[" + shown(p.Scheme) + "]"} }
+func Describe(p layer.Packet) []string { return []string{"[" + oneline.Word(p.Scheme) + "]"} }
 
 // recipient reads "NAME" or "NAME:PARAMETER".
 func (d *directory) recipient(ctx context.Context, arg string, _ *keys.Files) (keys.Recipient, error) {
@@ -107,7 +106,7 @@ func (d *directory) newRecipient(ctx context.Context, name string, params [][]by
 		return nil, err
 	}
 	if _, err := d.lookup(name); err != nil {
-		return nil, fmt.Errorf("%s: %w", shown(name), err)
+		return nil, fmt.Errorf("%s: %w", oneline.Word(name), err)
 	}
 	return &Recipient{directory: d, name: name, params: params}, nil
 }
@@ -119,7 +118,7 @@ func (d *directory) named(arg string) (keys.Identity, error) {
 		return nil, err
 	}
 	if _, err := d.lookup(name); err != nil {
-		return nil, fmt.Errorf("%s: %w", shown(name), err)
+		return nil, fmt.Errorf("%s: %w", oneline.Word(name), err)
 	}
 	return &Identity{directory: d, name: name, params: params}, nil
 }
@@ -164,13 +163,4 @@ func reserved(name string) bool {
 		return true
 	}
 	return false
-}
-
-// shown makes a name fit for a line, as one word: anyone may have written it.
-func shown(name string) string {
-	odd := func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) || r == ',' }
-	if name == "" || len(name) > 256 || strings.ContainsFunc(name, odd) {
-		return strconv.QuoteToGraphic(fmt.Sprintf("%.256s", name))
-	}
-	return name
 }
