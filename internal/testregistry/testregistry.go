@@ -99,11 +99,11 @@ func New(wrap func(http.Handler) http.Handler) (*Registry, error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	r.stop = func() error {
+	r.stop = sync.OnceValue(func() error {
 		err := server.Close()
 		<-served
 		return err
-	}
+	})
 	return r, nil
 }
 

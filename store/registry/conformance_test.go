@@ -43,6 +43,8 @@ func TestStoreDebian(t *testing.T) {
 			t.Parallel()
 			r := testregistry.StartDebianWith(t, o)
 			options := quick()
+			// That registry fails now and then when a blob is looked at that is just being linked.
+			options.Retry.Wait = 50 * time.Millisecond
 			if o.TLS != nil {
 				options.CAFile = ca.File
 				options.Keychain = somebody{Username: o.User, Password: o.Password}

@@ -94,6 +94,9 @@ func TestDownloadRecovers(t *testing.T) {
 			o.Silence = 300 * time.Millisecond
 			proxy, faulty, direct := behind(t, o, c.rules...)
 			desc := put(t, direct, layerType, data)
+			if has, err := faulty.Has(t.Context(), desc); !has || err != nil {
+				t.Errorf("has %v, %v", has, err)
+			}
 			checkGet(t, faulty, desc, data)
 			var down int64
 			for _, r := range proxy.Requests() {
@@ -249,7 +252,7 @@ func TestUploadRecovers(t *testing.T) {
 		{"POST dropped", rule("POST", uploads, testfault.Drop()), false, 1},
 		{"POST lost", rule("POST", uploads, testfault.Lose()), false, 1},
 		{"POST 503", rule("POST", uploads, testfault.Answer(503, "", "")), false, 1},
-		{"POST 429", rule("POST", uploads, testfault.TooMany(1)), false, 1},
+		{"POST 429", rule("POST", uploads, testfault.TooMany(0)), false, 1},
 		{"POST 401", rule("POST", uploads, testfault.Unauthorized("")), false, 1},
 		{"PATCH dropped", rule("PATCH", uploads, testfault.Drop()), false, 2},
 		{"PATCH 503", rule("PATCH", uploads, testfault.Answer(503, "", "")), false, 2},
@@ -262,7 +265,7 @@ func TestUploadRecovers(t *testing.T) {
 		{"PATCH cut in the middle", rule("PATCH", uploads, testfault.CutUp(1<<20)), true, 2},
 		{"PATCH cut before the last byte", rule("PATCH", uploads, testfault.CutUp(2<<20-1)), true, 2},
 		{"PATCH stalled", rule("PATCH", uploads, testfault.StallUp(1000)), true, 2},
-		{"PATCH slow", rule("PATCH", uploads, testfault.Slow(8<<20)), false, 1},
+		{"PATCH slow", rule("PATCH", uploads, testfault.Slow(16<<20)), false, 1},
 		{"PATCH lost", rule("PATCH", uploads, testfault.Lose()), true, 2},
 		{"PATCH 503 after the body", rule("PATCH", uploads, testfault.AfterBody(testfault.Answer(503, "", ""))), true, 2},
 		{"PATCH 401 after the body", rule("PATCH", uploads, testfault.AfterBody(testfault.Unauthorized(""))), true, 2},
@@ -270,7 +273,7 @@ func TestUploadRecovers(t *testing.T) {
 		{"PUT dropped", rule("PUT", uploads, testfault.Drop()), false, 1},
 		{"PUT lost", rule("PUT", uploads, testfault.Lose()), false, 1},
 		{"PUT 503", rule("PUT", uploads, testfault.Answer(503, "", "")), false, 1},
-		{"PUT 429", rule("PUT", uploads, testfault.TooMany(1)), false, 1},
+		{"PUT 429", rule("PUT", uploads, testfault.TooMany(0)), false, 1},
 		{"PUT 401", rule("PUT", uploads, testfault.Unauthorized("")), false, 1},
 		{"PUT 404", rule("PUT", uploads, testfault.Answer(404, "BLOB_UPLOAD_UNKNOWN", "")), true, 2},
 	}
@@ -280,7 +283,7 @@ func TestUploadRecovers(t *testing.T) {
 			t.Run(c.name+", "+p.name, func(t *testing.T) {
 				t.Parallel()
 				o := quick()
-				o.Silence = 300 * time.Millisecond
+				o.Silence = 100 * time.Millisecond
 				proxy, faulty, direct := behind(t, o, c.rule)
 				want := descOf(layerType, data)
 				got, err := faulty.Put(t.Context(), p.want(data), p.reader(data))

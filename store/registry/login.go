@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -29,6 +30,8 @@ type session struct {
 	client *http.Client
 	// anonymous says that there were no credentials.
 	anonymous bool
+	// worked says that something was done in it.
+	worked atomic.Bool
 }
 
 // session returns a login that is good for want. More than is needed is not asked for:

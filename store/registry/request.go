@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -56,7 +55,7 @@ func (s *Store) send(ctx context.Context, rq *request, t *tries) (*answer, error
 		if err == nil {
 			return a, nil
 		}
-		if !renewed && from != nil && unrenewed(err) {
+		if !renewed && from.stale(err) {
 			renewed = true
 			s.drop(from)
 			continue
@@ -67,15 +66,19 @@ func (s *Store) send(ctx context.Context, rq *request, t *tries) (*answer, error
 	}
 }
 
-// unrenewed says whether a request was refused for a login that nobody has tried to
-// renew. go-containerregistry does it for tokens, if the registry asks for it properly.
-func unrenewed(err error) bool {
+// stale says whether a request was refused in a way that a new login may mend:
+// go-containerregistry renews tokens, but not what it gets them with, nor what is
+// refused without a challenge.
+func (x *session) stale(err error) bool {
+	if x == nil || !errors.Is(err, ErrUnauthorized) {
+		return false
+	}
 	var e *Error
-	return errors.As(err, &e) && errors.Is(e.cause, errStale)
+	return x.worked.Load() || errors.As(err, &e) && errors.Is(e.cause, errUnchallenged)
 }
 
-// errStale marks a 401 after which a new login may help.
-var errStale = errors.New("the login may be too old")
+// errUnchallenged marks a 401 that does not say what would be accepted.
+var errUnchallenged = errors.New("no challenge")
 
 // once makes a request once. It returns the session that it was made in, unless there
 // was none.
@@ -106,6 +109,7 @@ func (s *Store) once(ctx context.Context, rq *request) (*answer, *session, error
 		defer a.Close()
 		return nil, from, s.refusal(rq.op, from, resp)
 	}
+	from.worked.Store(true)
 	return a, from, nil
 }
 
@@ -128,12 +132,8 @@ func (s *Store) build(ctx context.Context, rq *request) (*http.Request, error) {
 func (s *Store) refusal(op string, from *session, resp *http.Response) error {
 	err := s.statusError(op, from, resp)
 	var e *Error
-	if resp.StatusCode == http.StatusUnauthorized && errors.As(err, &e) {
-		challenged := resp.Header.Get("WWW-Authenticate") != ""
-		bearer := strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Bearer ")
-		if !challenged || !bearer {
-			e.cause = errStale
-		}
+	if resp.StatusCode == http.StatusUnauthorized && resp.Header.Get("WWW-Authenticate") == "" && errors.As(err, &e) {
+		e.cause = errUnchallenged
 	}
 	return err
 }

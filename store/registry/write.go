@@ -231,7 +231,7 @@ func (s *Store) uploadRefusal(src *source, from *session, resp *http.Response) e
 	switch {
 	case resp.StatusCode == http.StatusExpectationFailed && s.impatient.CompareAndSwap(false, true):
 		e.temporary = true
-	case unrenewed(err) && !src.renewed:
+	case from.stale(err) && !src.renewed:
 		src.renewed = true
 		s.drop(from)
 		e.temporary = true
@@ -269,7 +269,7 @@ func (s *Store) commit(ctx context.Context, location *url.URL, op string, got oc
 			defer a.Close()
 			return s.checkDigest(op, a, got.Digest)
 		}
-		if from != nil && !renewed && unrenewed(err) {
+		if !renewed && from.stale(err) {
 			renewed = true
 			s.drop(from)
 			continue
