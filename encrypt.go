@@ -3,6 +3,7 @@ package imgcrypt
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ func Encrypt(ctx context.Context, s Store, root ocispec.Descriptor, o EncryptOpt
 	if o.Notify == nil {
 		o.Notify = func(Notice) {}
 	}
+	o.Recipients = distinct(o.Recipients)
 	c := &encryption{store: s, o: o, done: make(map[digest.Digest]bool)}
 	c.editor = &editor{store: s, sel: o.Select, notify: o.Notify, crypt: c}
 	first := &ahead{plan: c.plan}
@@ -43,10 +45,11 @@ func Encrypt(ctx context.Context, s Store, root ocispec.Descriptor, o EncryptOpt
 // encryption is one run of Encrypt.
 type encryption struct {
 	*editor
-	store  Store
-	o      EncryptOptions
-	sealed results[sealing]
-	done   map[digest.Digest]bool
+	store Store
+	o     EncryptOptions
+	// sealed and rekeyed are what became of plain and of encrypted layers.
+	sealed, rekeyed results[sealing]
+	done            map[digest.Digest]bool
 }
 
 // sealing is what became of one plain layer, in whichever manifests it is.
@@ -237,7 +240,7 @@ func (c *encryption) stream(ctx context.Context, plain io.Reader, want ocispec.D
 
 // rekeyOnce encrypts an encrypted layer anew, unless that was done before.
 func (c *encryption) rekeyOnce(ctx context.Context, l Layer) (sealing, error) {
-	if s, ok := c.sealed.get(l.Desc.Digest); ok {
+	if s, ok := c.rekeyed.get(l.Desc.Digest); ok {
 		return s, nil
 	}
 	s, err := again(ctx, func() (sealing, error) {
@@ -254,22 +257,15 @@ func (c *encryption) rekeyOnce(ctx context.Context, l Layer) (sealing, error) {
 		return sealing{after: after}, err
 	})
 	if err == nil {
-		c.sealed.set(l.Desc.Digest, s)
+		c.rekeyed.set(l.Desc.Digest, s)
 	}
 	return s, err
 }
 
-// replace makes the recipients the only ones of an encrypted layer. A result without
-// annotations means that they are already.
+// replace makes the recipients the only ones of an encrypted layer. Its packets are made
+// anew in any case: what they say of whom they are for proves nothing, as a packet may
+// be for others, too.
 func (c *encryption) replace(ctx context.Context, desc ocispec.Descriptor) (sealing, error) {
-	packets, damage := layer.Packets(desc.Annotations)
-	strange := func(p layer.Packet) bool {
-		return !slices.ContainsFunc(c.o.Recipients, func(r keys.Recipient) bool { return owns(r, []layer.Packet{p}) })
-	}
-	missing := func(r keys.Recipient) bool { return !owns(r, packets) }
-	if damage == nil && !slices.ContainsFunc(packets, strange) && !slices.ContainsFunc(c.o.Recipients, missing) {
-		return sealing{}, nil
-	}
 	secret, err := keys.Open(ctx, c.o.Identities, desc.Annotations)
 	if err != nil {
 		return sealing{}, err
@@ -302,7 +298,9 @@ func (c *encryption) extend(ctx context.Context, desc ocispec.Descriptor) (seali
 }
 
 // wrap returns the key annotations of a layer, with a packet added for every
-// recipient that has none among packets.
+// recipient that has none among packets, which are those that the layer had before:
+// what was made here for one recipient says nothing about another, even if both are
+// called the same.
 func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []layer.Packet, before map[string]string) (map[string]string, error) {
 	text, err := layer.MarshalSecret(secret)
 	if err != nil {
@@ -322,13 +320,15 @@ func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []la
 		if p.Scheme == "" || len(p.Data) == 0 {
 			return nil, errors.New("wrap its key: a recipient made no packet")
 		}
-		packets = append(packets, p)
 		name := layer.KeysAnnotationPrefix + p.Scheme
 		value, ok := annotations[name]
 		if !ok {
 			value = before[name]
 		}
 		annotations[name] = layer.AddPacket(value, p)
+		if !readable(name, annotations[name], p) {
+			return nil, fmt.Errorf("wrap its key: nobody could read the packet of the recipient again (scheme %.100q)", p.Scheme)
+		}
 		if marked != nil {
 			_, who := marked.Mark()
 			marks = append(marks, secret.Mark(p, who))
@@ -336,6 +336,43 @@ func (c *encryption) wrap(ctx context.Context, secret layer.Secret, packets []la
 		}
 	}
 	return annotations, nil
+}
+
+// readable says whether the annotation holds p for those who read it.
+func readable(name, value string, p layer.Packet) bool {
+	packets, _ := layer.Packets(map[string]string{name: value})
+	return slices.ContainsFunc(packets, func(q layer.Packet) bool { return q.Scheme == p.Scheme && bytes.Equal(q.Data, p.Data) })
+}
+
+// distinct drops recipients that were given more than once, in whatever words.
+func distinct(recipients []keys.Recipient) []keys.Recipient {
+	seen := make(map[string]bool)
+	return slices.DeleteFunc(slices.Clone(recipients), func(r keys.Recipient) bool {
+		id, ok := identity(r)
+		if !ok {
+			return false
+		}
+		defer func() { seen[id] = true }()
+		return seen[id]
+	})
+}
+
+// identity is a text that tells a recipient from all others, where it has one.
+func identity(r keys.Recipient) (string, bool) {
+	if marked, ok := r.(keys.Marked); ok {
+		scheme, text := marked.Mark()
+		return scheme + "\x00" + text, true
+	}
+	portable, ok := r.(keys.Portable)
+	if !ok {
+		return "", false
+	}
+	params, err := portable.Parameters()
+	if err != nil {
+		return "", false
+	}
+	text, err := json.Marshal(params)
+	return string(text), err == nil
 }
 
 func owns(r keys.Recipient, packets []layer.Packet) bool {

@@ -2,11 +2,13 @@ package keys
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"imgcrypt/layer"
@@ -33,13 +35,19 @@ func (p *Parser) Identities(keys, recipients []string) ([]Identity, error) {
 	var certs []certificate
 	for _, s := range recipients {
 		scheme, path, ok := strings.Cut(s, ":")
-		if !ok || path == "" || !p.knows(scheme) {
+		if !ok && !pasted(s) {
+			return nil, fmt.Errorf("recipient %.60q names no scheme, as in pkcs7:FILE: %w (known: %s)", s, ErrUnknownScheme, p.known())
+		}
+		if path == "" || !p.knows(scheme) {
 			return nil, fmt.Errorf("recipient of %w %.60q (known: %s)", ErrUnknownScheme, scheme, p.known())
 		}
 		if scheme != "pkcs7" {
 			continue
 		}
 		data, err := p.files().Read(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = cmp.Or(noPassword(path), err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("recipient %s: %w", scheme, err)
 		}
@@ -117,6 +125,9 @@ func (p *Parser) named(s string) (Identity, error) {
 			}
 			return id, nil
 		}
+		if scheme.Name == name && arg != "" && !exists(name) {
+			return nil, fmt.Errorf("key %s: a key is given without its scheme, as in key.pem", name)
+		}
 	}
 	return nil, nil
 }
@@ -176,7 +187,12 @@ func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 			return nil, notKey("it holds a public key, and a certificate is needed")
 		}
 	}
-	return nil, notPublic(data, all)
+	for _, it := range all {
+		if it.form.private() {
+			return nil, notKey("it holds a private key, and what is needed is the certificate that belongs to it")
+		}
+	}
+	return nil, notKey("%s", guess(data, all))
 }
 
 // onlyCertificates returns the certificates of a file that has no private key.

@@ -57,10 +57,9 @@ func (p *Parser) Recipient(ctx context.Context, s string) (Recipient, error) {
 			return nil, fmt.Errorf("recipient %s: %w", name, errPasted)
 		}
 		r, err := scheme.Recipient(ctx, arg, p.files())
-		if errors.Is(err, fs.ErrNotExist) {
-			// The error would repeat the password that somebody gave by mistake.
-			if path, _, given := splitKey(arg); given && exists(path) {
-				return nil, fmt.Errorf("recipient %s: %s: a recipient takes no password", name, path)
+		if scheme.Named == nil && errors.Is(err, fs.ErrNotExist) {
+			if err := noPassword(arg); err != nil {
+				return nil, fmt.Errorf("recipient %s: %w", name, err)
 			}
 		}
 		if err != nil {
@@ -74,6 +73,19 @@ func (p *Parser) Recipient(ctx context.Context, s string) (Recipient, error) {
 		return r, nil
 	}
 	return nil, fmt.Errorf("recipient of %w %.60q (known: %s)", ErrUnknownScheme, name, p.known())
+}
+
+// noPassword returns the error about a file that is not there because a password, which
+// the error must not repeat, was written after its name.
+func noPassword(arg string) error {
+	path, _, given := splitKey(arg)
+	switch {
+	case !given:
+		return nil
+	case exists(path):
+		return fmt.Errorf("%s: a recipient takes no password", path)
+	}
+	return fmt.Errorf("%s: %w (nor is there a file of the name with what follows the colon; a recipient takes no password)", path, fs.ErrNotExist)
 }
 
 func exists(path string) bool {

@@ -14,7 +14,7 @@ import (
 
 func encryptCommand() *cli.Command {
 	return &cli.Command{
-		Name: "encrypt", Usage: "Encrypt an image for recipients", ArgsUsage: "-r RECIPIENT… [flags] SRC [DST]",
+		Name: "encrypt", Usage: "Encrypt an image for recipients", ArgsUsage: "-r RECIPIENT… SRC [DST]",
 		Description: `Encrypt the layers of the image SRC, and name the result DST: all layers of all
 platforms, unless --layer or --platform choose some. Without DST the result takes
 over the name of the image. In another place than SRC, DST gets what is not
@@ -43,6 +43,9 @@ func encrypt(ctx context.Context, j *job) error {
 	if len(j.recipients) == 0 {
 		return usageError{errors.New("no recipient: give at least one -r, as in -r jwe:pub.pem")}
 	}
+	if j.cmd.Bool("delete-plain") && j.cmd.NArg() > 1 {
+		return usageError{errors.New("--delete-plain deletes what the result replaces: leave out DST")}
+	}
 	before, after, dst, err := j.rewrite(ctx, true, func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
 		return imgcrypt.Encrypt(ctx, s, root, imgcrypt.EncryptOptions{
 			Recipients: j.recipients, Identities: j.identities, Select: chosen,
@@ -57,7 +60,7 @@ func encrypt(ctx context.Context, j *job) error {
 
 func decryptCommand() *cli.Command {
 	return &cli.Command{
-		Name: "decrypt", Usage: "Decrypt an image", ArgsUsage: "-k KEY… [flags] SRC DST",
+		Name: "decrypt", Usage: "Decrypt an image", ArgsUsage: "[-k KEY…] SRC DST",
 		Description: `Decrypt the encrypted layers of the image SRC, and name the result DST: all of
 them, unless --layer or --platform choose some. Once all is decrypted, it has the
 digest that it had before it was encrypted. Lest somebody publishes it by a slip,

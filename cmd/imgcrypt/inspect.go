@@ -21,7 +21,7 @@ import (
 
 func inspectCommand() *cli.Command {
 	return &cli.Command{
-		Name: "inspect", Usage: "Show how an image is encrypted, and for whom", ArgsUsage: "[flags] IMAGE",
+		Name: "inspect", Usage: "Show how an image is encrypted, and for whom", ArgsUsage: "IMAGE",
 		Description: `List the manifests and layers of an image, with how they are encrypted and who can
 open them, as far as the image tells. With keys, also which layers these open. No
 layer is read.`,
@@ -148,7 +148,7 @@ func (l layerInfo) says() []string {
 
 func verifyCommand() *cli.Command {
 	return &cli.Command{
-		Name: "verify", Usage: "Read all of an image and check it", ArgsUsage: "-k KEY… [flags] IMAGE",
+		Name: "verify", Usage: "Read all of an image and check it", ArgsUsage: "[-k KEY…] IMAGE",
 		Description: `Read all manifests, configs and layers of an image, and check every digest, the MAC
 of each encrypted layer, and the diff id of each layer. What is not encrypted is
 said. The exit code is 0 only if all of it holds.`,
@@ -183,8 +183,17 @@ func verify(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(j.cmd.Root().Writer, "%s: %d manifests, %d layers, of them %d encrypted: all right\n", p.name(img.Desc), got.Manifests, got.Layers, got.Encrypted)
+	_, err = fmt.Fprintf(j.cmd.Root().Writer, "%s: all right: %s, %s, of them %d encrypted\n",
+		p.name(img.Desc), count(got.Manifests, "manifest"), count(got.Layers, "layer"), got.Encrypted)
 	return err
+}
+
+// count returns a number with what is counted.
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // split returns the errors that err joins.

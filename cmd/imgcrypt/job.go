@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,7 +34,7 @@ type job struct {
 // flags returns those of a command that has places, with these of its own.
 func flags(own ...cli.Flag) []cli.Flag {
 	return append(own,
-		&cli.IntFlag{Name: "jobs", Usage: "Work on so many layers `AT ONCE`", Value: runtime.NumCPU(), Validator: func(n int) error {
+		&cli.IntFlag{Name: "jobs", Usage: "Work on `N` layers at the same time", Value: runtime.NumCPU(), Validator: func(n int) error {
 			if n < 1 {
 				return errors.New("at least 1")
 			}
@@ -165,6 +163,9 @@ func (j *job) rewrite(ctx context.Context, always bool, do work) (before, after 
 			}
 		}
 	}
+	if !always && !inPlace && dst.key == src.key && dst.ref == src.ref {
+		return before, after, nil, usageError{fmt.Errorf("%s: SRC and DST are the same; --in-place says that this is meant", dst)}
+	}
 	if digest.Digest(dst.ref).Validate() == nil {
 		return before, after, nil, usageError{fmt.Errorf("%s: the result needs a name, and this is a digest", dst)}
 	}
@@ -212,12 +213,42 @@ func (j *job) replaced(ctx context.Context, before, after ocispec.Descriptor, ds
 	case !ok:
 		return nil
 	case j.cmd.Bool("delete-plain"):
-		if err := deleter.Delete(ctx, before); err != nil {
-			return fmt.Errorf("the image is encrypted, but the plain one was not deleted: %s@%s: %w", dst.prefix, before.Digest, err)
-		}
-		return nil
+		return j.deletePlain(ctx, before, after, dst, deleter.Delete)
 	}
 	j.note(fmt.Sprintf("the image as it was stays to be had as %s@%s until the registry deletes it", dst.prefix, before.Digest))
+	return nil
+}
+
+// deletePlain deletes the image before and those of its manifests that after has not.
+func (j *job) deletePlain(ctx context.Context, before, after ocispec.Descriptor, dst *place, remove func(context.Context, ocispec.Descriptor) error) error {
+	stays := map[digest.Digest]bool{after.Digest: true}
+	now, err := imgcrypt.Inspect(ctx, dst, after, imgcrypt.InspectOptions{})
+	if err != nil {
+		return err
+	}
+	for _, m := range now.Manifests {
+		stays[m.Desc.Digest] = true
+	}
+	was, err := imgcrypt.Inspect(ctx, dst, before, imgcrypt.InspectOptions{})
+	if err != nil {
+		return err
+	}
+	gone := []ocispec.Descriptor{before}
+	for _, m := range was.Manifests {
+		if m.Desc.Digest != before.Digest && !m.Missing {
+			gone = append(gone, m.Desc)
+		}
+	}
+	for _, desc := range gone {
+		if stays[desc.Digest] {
+			continue
+		}
+		stays[desc.Digest] = true // once
+		if err := remove(ctx, desc); err != nil {
+			return fmt.Errorf("the image is encrypted, but %s@%s was not deleted: %w", dst.prefix, desc.Digest, err)
+		}
+	}
+	j.note(fmt.Sprintf("%s@%s and its manifests are deleted, under whatever names; the registry keeps their layers until it collects garbage", dst.prefix, before.Digest))
 	return nil
 }
 
@@ -227,6 +258,10 @@ func hintFor(err error) string {
 	switch {
 	case errors.Is(err, errNothing):
 		return "no layer is encrypted, or none of those that were chosen"
+	case errors.Is(err, errNobody):
+		return "imgcrypt inspect shows who there is, and by which names"
+	case errors.Is(err, errPlain):
+		return "imgcrypt encrypt encrypts it"
 	case errors.Is(err, imgcrypt.ErrLastRecipient):
 		return "add another recipient first, or replace all with: imgcrypt recipients set"
 	case errors.Is(err, imgcrypt.ErrSharedPacket):
@@ -236,6 +271,3 @@ func hintFor(err error) string {
 	}
 	return ""
 }
-
-// anyOf says whether one of list is s.
-func anyOf(list []string, s string) bool { return slices.Contains(list, strings.TrimSpace(s)) }

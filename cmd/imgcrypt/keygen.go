@@ -9,7 +9,7 @@ import (
 
 func keygenCommand() *cli.Command {
 	return &cli.Command{
-		Name: "keygen", Usage: "Make a key pair", ArgsUsage: "[flags] NAME",
+		Name: "keygen", Usage: "Make a key pair", ArgsUsage: "NAME",
 		Description: `Write a private key to NAME.pem, which only its owner can read, and its public half to
 NAME.pub.pem. No file is overwritten. What is printed is what -r takes, and the
 key's thumbprint, by which inspect names it.`,

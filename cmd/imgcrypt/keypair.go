@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/youmark/pkcs8"
@@ -100,6 +101,9 @@ func (p *pair) write(name string, out io.Writer) error {
 // create writes a file that must not exist.
 func create(path string, data []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w, and is not overwritten", path, fs.ErrExist)
+	}
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -103,8 +104,44 @@ func TestRegistry(t *testing.T) {
 	fails(t, exitFailure, "encrypted", "verify", "-q", "--require-encrypted", "-k", private, repo+":plain")
 	fails(t, exitFailure, repo+":opened", "inspect", repo+":opened")
 	fails(t, exitUsage, "either DST or --in-place", "decrypt", "-k", private, repo+":sealed")
+	fails(t, exitUsage, "SRC and DST are the same", "decrypt", "-k", private, repo+":sealed", "docker://"+repo+":sealed")
 	fails(t, exitUsage, "no recipient", "encrypt", repo+":plain")
+	fails(t, exitUsage, "leave out DST", "encrypt", "-r", "jwe:"+public, "--delete-plain", repo+":plain", repo+":x")
+	for _, word := range []string{"layout", "image.tar", "library/busybox", "./dir"} {
+		fails(t, exitUsage, word+": neither HOST/REPO nor", "encrypt", "-r", "jwe:"+public, repo+":plain", word)
+	}
+	fails(t, exitFailure, "no layer of it is encrypted", "recipients", "add", "-r", "jwe:"+public, repo+":plain")
+	fails(t, exitFailure, "no layer of it is encrypted", "recipients", "remove", "-r", "x", repo+":plain")
 	fails(t, exitUsage, "usage:", "verify")
+}
+
+// What the result replaces is deleted, with all its manifests.
+func TestDeletePlain(t *testing.T) {
+	t.Parallel()
+	repo, plain := pushed(t, whole)
+	shown, _, _ := command(t, "inspect", "--json", repo+":plain")
+	var before struct {
+		Manifests []struct {
+			Digest      string
+			Attestation bool
+		}
+	}
+	if err := json.Unmarshal([]byte(shown), &before); err != nil || len(before.Manifests) != 4 {
+		t.Fatal(err, shown)
+	}
+	_, public := keyPair(t)
+	_, stderr, code := command(t, "encrypt", "-r", "jwe:"+public, "--delete-plain", repo+":plain")
+	if code != exitOK || !strings.Contains(stderr, plain+" and its manifests are deleted") {
+		t.Errorf("exit code %d\n%s", code, stderr)
+	}
+	fails(t, exitFailure, "", "inspect", repo+"@"+plain)
+	for _, m := range before.Manifests {
+		_, _, code := command(t, "inspect", repo+"@"+m.Digest)
+		if (code == exitOK) != m.Attestation {
+			t.Errorf("%s: exit code %d", m.Digest, code)
+		}
+	}
+	ok(t, "inspect", repo+":plain")
 }
 
 func TestRecipients(t *testing.T) {
@@ -177,12 +214,12 @@ func TestKeygen(t *testing.T) {
 	if _, err := parser.Identity(private); !errors.Is(err, keys.ErrPassword) {
 		t.Errorf("without its password: %v", err)
 	}
-	fails(t, exitFailure, "file exists", "keygen", strings.TrimSuffix(private, ".pem"))
+	fails(t, exitFailure, "already exists", "keygen", strings.TrimSuffix(private, ".pem"))
 	// Where one half cannot be written, the other is not left behind.
 	if err := os.Remove(private); err != nil {
 		t.Fatal(err)
 	}
-	fails(t, exitFailure, public+": file exists", "keygen", strings.TrimSuffix(private, ".pem"))
+	fails(t, exitFailure, public+": file already exists", "keygen", strings.TrimSuffix(private, ".pem"))
 	if _, err := os.Stat(private); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a private key is left without its public half: %v", err)
 	}

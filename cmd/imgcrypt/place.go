@@ -103,6 +103,10 @@ func (o *opener) place(ctx context.Context, text string, write bool) (*place, er
 	case ok && scheme == "containerd":
 		return o.containerd(ctx, rest)
 	}
+	// A bare word would be a repository of Docker Hub, and is more often a file.
+	if host, _, ok := strings.Cut(text, "/"); !ok || strings.HasPrefix(host, ".") || !strings.ContainsAny(host, ".:") && host != "localhost" {
+		return nil, usageError{fmt.Errorf("%s: neither HOST/REPO nor a place with a scheme, such as oci:DIR or docker://REPO", text)}
+	}
 	return o.registry(text)
 }
 

@@ -10,12 +10,13 @@ import (
 
 	"imgcrypt"
 	"imgcrypt/internal/cliselect"
+	"imgcrypt/keys/schemes"
 )
 
 func recipientsCommand() *cli.Command {
 	sub := func(name, usage, description string, own []cli.Flag, do func(context.Context, *job) error) *cli.Command {
 		return &cli.Command{
-			Name: name, Usage: usage, Description: description, ArgsUsage: "-r RECIPIENT… [flags] IMAGE [DST]",
+			Name: name, Usage: usage, Description: description, ArgsUsage: "-r RECIPIENT… IMAGE [DST]",
 			Flags: flags(slices.Concat(own, cliselect.Flags())...), Action: action(1, 2, do),
 		}
 	}
@@ -53,6 +54,9 @@ func (j *job) encryptFor(ctx context.Context, replace bool) error {
 		return usageError{errors.New("no recipient: give at least one -r, as in -r jwe:pub.pem")}
 	}
 	_, _, _, err := j.rewrite(ctx, true, func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
+		if err := j.needsEncrypted(ctx, s, root); err != nil {
+			return imgcrypt.Result{}, err
+		}
 		return imgcrypt.Encrypt(ctx, s, root, imgcrypt.EncryptOptions{
 			Recipients: j.recipients, Identities: j.identities, Select: onlyEncrypted(chosen), Replace: replace, Notify: func(imgcrypt.Notice) {},
 		})
@@ -69,16 +73,43 @@ func removeRecipients(ctx context.Context, j *job) error {
 		return err
 	}
 	_, _, _, err := j.rewrite(ctx, true, func(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor, chosen imgcrypt.Selection) (imgcrypt.Result, error) {
-		res, err := imgcrypt.RemoveRecipients(ctx, s, root, imgcrypt.RemoveOptions{
-			Schemes: j.schemes, Select: chosen, Notify: j.notify,
-			Remove: func(r imgcrypt.Recipient) bool { return anyOf(names, r.Name) || anyOf(names, r.Scheme+" "+r.Name) },
-		})
+		if err := j.needsEncrypted(ctx, s, root); err != nil {
+			return imgcrypt.Result{}, err
+		}
+		o := imgcrypt.RemoveOptions{Schemes: j.schemes, Select: chosen, Notify: j.notify, Remove: func(r imgcrypt.Recipient) bool {
+			return slices.Contains(names, r.Name) || slices.Contains(names, r.Scheme+" "+r.Name) || slices.Contains(names, r.Scheme) && r.Name == "["+r.Scheme+"]"
+		}}
+		res, err := imgcrypt.RemoveRecipients(ctx, s, root, o)
 		if err == nil && res.Layers == 0 {
-			err = errors.New("nobody is called so among its recipients")
+			// Where the keyring knows an address, the key's id is a name as good.
+			o.Schemes = schemes.All(schemes.Options{})
+			res, err = imgcrypt.RemoveRecipients(ctx, s, root, o)
+		}
+		if err == nil && res.Layers == 0 {
+			err = errNobody
 		}
 		return res, err
 	})
 	return err
+}
+
+var (
+	errNobody = errors.New("nobody is called so among its recipients")
+	errPlain  = errors.New("no layer of it is encrypted")
+)
+
+// needsEncrypted returns an error for an image without any encrypted layer.
+func (j *job) needsEncrypted(ctx context.Context, s imgcrypt.Store, root ocispec.Descriptor) error {
+	img, err := imgcrypt.Inspect(ctx, s, root, imgcrypt.InspectOptions{})
+	if err != nil {
+		return err
+	}
+	for _, m := range img.Manifests {
+		if slices.ContainsFunc(m.Layers, func(l imgcrypt.LayerInfo) bool { return l.Encrypted }) {
+			return nil
+		}
+	}
+	return errPlain
 }
 
 // onlyEncrypted leaves plain layers out of a selection.

@@ -43,13 +43,24 @@ func Flags() []cli.Flag {
 // environment want it. Its warnings go to the command's standard error.
 func Parser(cmd *cli.Command) (*keys.Parser, error) {
 	o, err := schemes.FromEnvironment(os.Getenv)
+	if err != nil {
+		return nil, err
+	}
 	o.PGP = pgp.Config{Homedir: cmd.String("gpg-homedir"), UseKeyring: true, ShowAddresses: !cmd.Bool("n")}
 	if v := strings.TrimPrefix(cmd.String("gpg-version"), "v"); v != "" {
 		o.PGP.Version = "v" + v
 	}
+	if dir := o.PGP.Homedir; dir != "" {
+		// gpg itself says something else in each of its commands.
+		if info, err := os.Stat(dir); err != nil {
+			return nil, fmt.Errorf("--gpg-homedir: %w", err)
+		} else if !info.IsDir() {
+			return nil, fmt.Errorf("--gpg-homedir: %s is no directory", dir)
+		}
+	}
 	return &keys.Parser{Schemes: schemes.All(o), Files: new(keys.Files), Warn: func(err error) {
 		fmt.Fprintf(cmd.Root().ErrWriter, "%s: warning: %s\n", cmd.Root().Name, oneline.Of(err.Error()))
-	}}, err
+	}}, nil
 }
 
 // Identities returns the keys that a command was given, and then those that need no
@@ -59,11 +70,11 @@ func Identities(cmd *cli.Command, parser *keys.Parser) (ids []keys.Identity, giv
 	return append(ids, keys.Fallbacks(parser.Schemes, ids)...), len(ids), err
 }
 
-// Report writes an error of the program name to w, as one line; where it is about keys
-// that do not open a layer, with a line for each of them.
+// Report writes an error of the program name to w, as one line; where it lists something,
+// such as the keys that do not open a layer, with a line for each.
 func Report(w io.Writer, name string, err error) {
 	lines := []string{err.Error()} // containerd quotes several of a decoder
-	if errors.Is(err, keys.ErrNoKey) {
+	if errors.Is(err, keys.ErrNoKey) || strings.Contains(lines[0], "\n  ") {
 		lines = strings.Split(lines[0], "\n")
 	}
 	prefix := name + ": "

@@ -75,8 +75,8 @@ func readModules(path string) (*modules, error) {
 	var file struct {
 		PKCS11 *modulesYAML `yaml:"pkcs11"`
 	}
-	if err := yaml.Unmarshal(data, &file); err != nil {
-		return nil, badModules(path, err)
+	if yaml.Unmarshal(data, &file) != nil {
+		return nil, badModules(path, errNotYAML)
 	}
 	if file.PKCS11 == nil {
 		return nil, badModules(path, errors.New("there is no pkcs11 in it"))
@@ -85,10 +85,13 @@ func readModules(path string) (*modules, error) {
 	return m, m.check()
 }
 
+// errNotYAML quotes nothing: the file may be another one, with a PIN in it, by mistake.
+var errNotYAML = errors.New("it is not the YAML of such a file")
+
 func parseModules(source string, data []byte) (*modules, error) {
 	m := &modules{source: source}
-	if err := yaml.Unmarshal(data, &m.modulesYAML); err != nil {
-		return nil, badModules(source, err)
+	if yaml.Unmarshal(data, &m.modulesYAML) != nil {
+		return nil, badModules(source, errNotYAML)
 	}
 	return m, m.check()
 }

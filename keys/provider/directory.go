@@ -145,6 +145,14 @@ func (a attributes) asker(idle time.Duration) (asker, error) {
 }
 
 func readFile(path string) ([]byte, error) {
+	// Opening a named pipe would wait for whoever writes to it.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, bare(err)
+	}
+	if info.Mode()&(fs.ModeNamedPipe|fs.ModeDevice|fs.ModeSocket) != 0 && !strings.HasPrefix(path, "/dev/fd/") && !strings.HasPrefix(path, "/proc/") {
+		return nil, errors.New("it is no regular file")
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, bare(err)

@@ -65,7 +65,7 @@ func FromEnvironment(getenv func(string) string) (Options, error) {
 	if text := getenv(EnvProviderTimeout); text != "" {
 		var err error
 		if o.Provider.Timeout, err = time.ParseDuration(text); err != nil || o.Provider.Timeout <= 0 {
-			return Options{}, fmt.Errorf("%s=%.40q is not a duration, such as 30s", EnvProviderTimeout, text)
+			return Options{}, fmt.Errorf("%s=%.40q is no time limit, such as 30s", EnvProviderTimeout, text)
 		}
 	}
 	return o, nil
