@@ -3,12 +3,14 @@
 package testregistry
 
 import (
+	"bytes"
 	"cmp"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,7 +84,7 @@ func New(wrap func(http.Handler) http.Handler) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
+	handler := wholeManifests(registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true)))
 	if wrap != nil {
 		handler = wrap(handler)
 	}
@@ -105,6 +107,20 @@ func New(wrap func(http.Handler) http.Handler) (*Registry, error) {
 		return err
 	})
 	return r, nil
+}
+
+// wholeManifests keeps what is left of a manifest whose connection broke from the registry, which would store it.
+func wholeManifests(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodPut && strings.Contains(req.URL.Path, "/manifests/") {
+			text, err := io.ReadAll(req.Body)
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			req.Body = io.NopCloser(bytes.NewReader(text))
+		}
+		next.ServeHTTP(w, req)
+	})
 }
 
 // ready says whether the registry answers.

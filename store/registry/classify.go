@@ -106,9 +106,6 @@ func (s *Store) transportError(silence, ctx context.Context, op string, from *se
 		e.Kind, e.Reason = ErrRejected, "the registry redirects without an end"
 	case errors.Is(err, errDowngrade):
 		e.Kind, e.Reason = ErrTLS, "the registry redirects from https to plain http"
-	case errors.Is(err, errScheme):
-		e.Kind = ErrTLS
-		e.Reason = "the registry wants to be spoken to by another scheme than was agreed"
 	case broken(err) != nil:
 		e.Kind, e.temporary, e.cause = ErrConnection, true, broken(err)
 		e.Reason = ErrConnection.Error() + ": " + e.cause.Error()
@@ -149,10 +146,10 @@ func (s *Store) tlsError(e *Error, err error) bool {
 		e.Reason = "the registry's certificate is not valid"
 	case errors.As(err, &alert):
 		e.Reason = "the registry ended the TLS handshake: " + alert.Error()
-	case errors.Is(err, http.ErrSchemeMismatch) && !s.base.http:
+	case errors.Is(err, http.ErrSchemeMismatch) && !s.base.plain:
 		e.Kind = ErrPlainHTTP
 		return true
-	case errors.As(err, &record) && !s.base.http:
+	case errors.As(err, &record) && !s.base.plain:
 		e.Reason = "the registry does not speak TLS"
 	default:
 		return false

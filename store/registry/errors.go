@@ -114,7 +114,7 @@ func (s *Store) manifestError(op string, kind error, reason string) error {
 }
 
 // mismatch is the error for what does not have the digest or the size that it should.
-func (s *Store) mismatch(op, format string, args ...any) error {
+func (s *Store) mismatch(op, format string, args ...any) *Error {
 	reason := imgcrypt.ErrMismatch.Error() + ": " + fmt.Sprintf(format, args...)
 	return &Error{Repository: s.Repository(), Op: op, Kind: imgcrypt.ErrMismatch, Reason: reason}
 }

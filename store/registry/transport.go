@@ -3,7 +3,6 @@ package registry
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -58,31 +57,29 @@ func authorities(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// errScheme is why a request was not sent.
-var errScheme = errors.New("not with this scheme")
-
 // guard sees to what must not depend on the layers above it: that the registry, and
 // with it the credentials, is spoken to in no other scheme than was agreed, and
 // that a blob that is read from a reader is not sent twice.
 type guard struct {
-	inner       http.RoundTripper
-	host        string
-	http, https bool
+	inner http.RoundTripper
+	host  string
+	// plain says that http is allowed, and secure that https is.
+	plain, secure bool
 }
 
 func newGuard(inner http.RoundTripper, host string, plain bool) *guard {
-	return &guard{inner: inner, host: host, http: plain || loopback(host), https: !plain}
+	return &guard{inner: inner, host: host, plain: plain || loopback(host), secure: !plain}
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Host == g.host {
-		allowed := g.https
-		if req.URL.Scheme == "http" {
-			allowed = g.http
+	if req.URL.Host == g.host && g.plain != g.secure {
+		// go-containerregistry tries http where a registry's name looks private.
+		scheme := "https"
+		if g.plain {
+			scheme = "http"
 		}
-		if !allowed {
-			return nil, errScheme
-		}
+		req = req.Clone(req.Context())
+		req.URL.Scheme = scheme
 	}
 	if src, ok := req.Body.(*source); ok {
 		// After a 401 the layer above sends the same request again.

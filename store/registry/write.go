@@ -302,8 +302,8 @@ const ending = 2 * time.Second
 const abandoning = 5 * time.Second
 
 // abandon takes back an upload. A registry that cannot be told forgets it some day by
-// itself. unsure says that the registry may still be at work on what was sent, and
-// may put back what it has removed.
+// itself. unsure says that it may still be at work on what was sent, and only then
+// be able to remove it: so it is told until it does not know the upload any more.
 func (s *Store) abandon(ctx context.Context, location *url.URL, unsure bool) {
 	// The context may be what ended the upload.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandoning)
@@ -311,16 +311,16 @@ func (s *Store) abandon(ctx context.Context, location *url.URL, unsure bool) {
 	if s.loggedIn(push) == nil {
 		return
 	}
-	const op = "take back an upload"
+	rq := &request{
+		op: "take back an upload", access: push, method: http.MethodDelete, location: location,
+		expect: []int{http.StatusNoContent, http.StatusAccepted, http.StatusOK},
+	}
 	for wait := 20 * time.Millisecond; ; wait *= 2 {
-		a, _, err := s.once(ctx, &request{
-			op: op, access: push, method: http.MethodDelete, location: location,
-			expect: []int{http.StatusNoContent, http.StatusAccepted, http.StatusOK},
-		})
+		a, _, err := s.once(ctx, rq)
 		if err == nil {
 			_ = a.Close()
 		}
-		if !unsure {
+		if !unsure || forgotten(err) || wait > 320*time.Millisecond {
 			return
 		}
 		select {
@@ -328,11 +328,15 @@ func (s *Store) abandon(ctx context.Context, location *url.URL, unsure bool) {
 		case <-ctx.Done():
 			return
 		}
-		// Whether it is gone.
-		a, _, err = s.once(ctx, &request{op: op, access: push, method: http.MethodGet, location: location, expect: []int{http.StatusNoContent}})
-		if err != nil {
-			return
-		}
-		_ = a.Close()
 	}
+}
+
+// forgotten says whether the answer to a deletion is that there is nothing to delete,
+// or that uploads cannot be deleted.
+func forgotten(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	return e.Code == string(transport.BlobUploadUnknownErrorCode) || e.Status == http.StatusBadRequest || e.Status == http.StatusMethodNotAllowed
 }
