@@ -70,27 +70,32 @@ func buildElement(tag byte, parts ...[]byte) []byte {
 	return append(header, body...)
 }
 
-// buildPacket encrypts nothing: its content is content, of AES-256-CBC if params is nil.
+// buildPacket encrypts nothing: its content is content, of AES-256-GCM if algorithm is nil.
 func buildPacket(t testing.TB, algorithm *pkix.AlgorithmIdentifier, content []byte, recipients ...asn1.RawValue) []byte {
 	t.Helper()
 	if algorithm == nil {
 		algorithm = &pkix.AlgorithmIdentifier{
-			Algorithm:  asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42},
-			Parameters: asn1.RawValue{Tag: asn1.TagOctetString, Bytes: make([]byte, 16)},
+			Algorithm: asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 46},
+			Parameters: marshal(t, struct {
+				Nonce  []byte
+				ICVLen int
+			}{make([]byte, 12), 16}),
 		}
 	}
+	return buildEnvelope(t, recipients, struct {
+		Type      asn1.ObjectIdentifier
+		Algorithm pkix.AlgorithmIdentifier
+		Content   asn1.RawValue
+	}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}, *algorithm, implicit(0, false, content)})
+}
+
+func buildEnvelope(t testing.TB, recipients []asn1.RawValue, content any) []byte {
+	t.Helper()
 	enveloped := marshal(t, struct {
 		Version    int
 		Recipients []asn1.RawValue `asn1:"set"`
 		Content    any
-	}{
-		Version: 2, Recipients: recipients,
-		Content: struct {
-			Type      asn1.ObjectIdentifier
-			Algorithm pkix.AlgorithmIdentifier
-			Content   asn1.RawValue
-		}{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}, *algorithm, implicit(0, false, content)},
-	})
+	}{2, recipients, content})
 	return marshal(t, struct {
 		Type    asn1.ObjectIdentifier
 		Content asn1.RawValue

@@ -1,11 +1,9 @@
 package pkcs7
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/des"
 	"crypto/rand"
 	"crypto/rsa"
 	_ "crypto/sha1"   // for OAEP
@@ -20,14 +18,16 @@ import (
 	"imgcrypt/layer"
 )
 
-// Content encryption algorithms of RFC 3565, RFC 5084 and RFC 8018.
+// Content encryption algorithms of RFC 5084, which are read, and of RFC 3565 and RFC 8018,
+// which are not: CBC has no check against changes, so whether a changed packet opens would
+// tell what is in it.
 const (
-	oidAES128CBC = "2.16.840.1.101.3.4.1.2"
-	oidAES192CBC = "2.16.840.1.101.3.4.1.22"
-	oidAES256CBC = "2.16.840.1.101.3.4.1.42"
 	oidAES128GCM = "2.16.840.1.101.3.4.1.6"
 	oidAES192GCM = "2.16.840.1.101.3.4.1.26"
 	oidAES256GCM = "2.16.840.1.101.3.4.1.46"
+	oidAES128CBC = "2.16.840.1.101.3.4.1.2"
+	oidAES192CBC = "2.16.840.1.101.3.4.1.22"
+	oidAES256CBC = "2.16.840.1.101.3.4.1.42"
 	oidDES3CBC   = "1.2.840.113549.3.7"
 )
 
@@ -44,13 +44,10 @@ func oid(text string) asn1.ObjectIdentifier {
 	return id
 }
 
-// content is what was encrypted, and how.
+// content is what was encrypted with AES-GCM.
 type content struct {
-	newBlock   func(key []byte) (cipher.Block, error)
-	blockSize  int
 	keySize    int
-	gcm        bool
-	iv         []byte // the nonce, if gcm
+	nonce      []byte
 	ciphertext []byte
 }
 
@@ -65,25 +62,23 @@ const (
 	sealKeySize = 16
 	gcmNonce    = 12
 	gcmTag      = 16
+
+	// maxCiphertext is a secret and its tag, and some more. Each recipient of a packet may
+	// cost a decryption of all of it.
+	maxCiphertext = layer.MaxSecretSize + 2*gcmTag
 )
 
 func parseContent(info encryptedContentInfo) (content, error) {
-	c := content{newBlock: aes.NewCipher, blockSize: aes.BlockSize}
+	var c content
 	switch id := info.Algorithm.Algorithm.String(); id {
-	case oidAES128CBC:
-		c.keySize = 16
-	case oidAES192CBC:
-		c.keySize = 24
-	case oidAES256CBC:
-		c.keySize = 32
 	case oidAES128GCM:
-		c.keySize, c.gcm = 16, true
+		c.keySize = 16
 	case oidAES192GCM:
-		c.keySize, c.gcm = 24, true
+		c.keySize = 24
 	case oidAES256GCM:
-		c.keySize, c.gcm = 32, true
-	case oidDES3CBC:
-		c.newBlock, c.blockSize, c.keySize = des.NewTripleDESCipher, des.BlockSize, 24
+		c.keySize = 32
+	case oidAES128CBC, oidAES192CBC, oidAES256CBC, oidDES3CBC:
+		return content{}, malformed("content encrypted in a way that is not supported (CBC)")
 	default:
 		return content{}, malformed("content encrypted in a way that is not supported (%.60s)", id)
 	}
@@ -94,7 +89,7 @@ func parseContent(info encryptedContentInfo) (content, error) {
 	if info.Content.IsCompound {
 		// An OCTET STRING in pieces.
 		c.ciphertext = nil
-		for rest := info.Content.Bytes; len(rest) > 0; {
+		for rest := info.Content.Bytes; len(rest) > 0 && len(c.ciphertext) <= maxCiphertext; {
 			var piece []byte
 			var err error
 			if rest, err = asn1.Unmarshal(rest, &piece); err != nil {
@@ -103,15 +98,14 @@ func parseContent(info encryptedContentInfo) (content, error) {
 			c.ciphertext = append(c.ciphertext, piece...)
 		}
 	}
+	if len(c.ciphertext) > maxCiphertext {
+		return content{}, malformed("content over %d bytes", maxCiphertext)
+	}
 	return c, nil
 }
 
-// parseParameters reads the nonce or the initialisation vector.
+// parseParameters reads the nonce.
 func (c *content) parseParameters(raw asn1.RawValue) bool {
-	if !c.gcm {
-		c.iv = raw.Bytes
-		return raw.Class == asn1.ClassUniversal && raw.Tag == asn1.TagOctetString && len(c.iv) == c.blockSize
-	}
 	der := raw.FullBytes
 	if !raw.IsCompound {
 		der = raw.Bytes
@@ -120,8 +114,8 @@ func (c *content) parseParameters(raw asn1.RawValue) bool {
 	if rest, err := asn1.Unmarshal(der, &p); err != nil || len(rest) > 0 {
 		return false
 	}
-	c.iv = p.Nonce.Bytes
-	return p.Nonce.Tag == asn1.TagOctetString && len(c.iv) == gcmNonce && p.ICVLen == gcmTag
+	c.nonce = p.Nonce.Bytes
+	return p.Nonce.Tag == asn1.TagOctetString && len(c.nonce) == gcmNonce && p.ICVLen == gcmTag
 }
 
 // errClosed means that a content key, or the private key, is not the right one.
@@ -132,33 +126,16 @@ func (c content) open(key []byte) ([]byte, error) {
 	if len(key) != c.keySize {
 		return nil, errClosed
 	}
-	block, err := c.newBlock(key)
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, errClosed
 	}
-	if c.gcm {
-		gcm, err := cipher.NewGCM(block)
-		if err != nil {
-			return nil, errClosed
-		}
-		plain, err := gcm.Open(nil, c.iv, c.ciphertext, nil)
-		if err != nil {
-			return nil, errClosed
-		}
-		return plain, nil
-	}
-	if len(c.ciphertext) == 0 || len(c.ciphertext)%c.blockSize != 0 {
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
 		return nil, errClosed
 	}
-	plain := make([]byte, len(c.ciphertext))
-	cipher.NewCBCDecrypter(block, c.iv).CryptBlocks(plain, c.ciphertext)
-	n := int(plain[len(plain)-1])
-	if n < 1 || n > c.blockSize || !bytes.HasSuffix(plain, bytes.Repeat([]byte{byte(n)}, n)) {
-		return nil, errClosed
-	}
-	plain = plain[:len(plain)-n]
-	if _, err := layer.ParseSecret(plain); err != nil {
-		// The padding alone would let one wrong key of 256 pass.
+	plain, err := gcm.Open(nil, c.nonce, c.ciphertext, nil)
+	if err != nil {
 		return nil, errClosed
 	}
 	return plain, nil

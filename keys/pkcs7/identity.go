@@ -59,9 +59,9 @@ func (e *DamagedError) Error() string {
 // Unwrap returns [layer.ErrMalformed].
 func (e *DamagedError) Unwrap() error { return layer.ErrMalformed }
 
-// maxRecipients bounds the recipients of a layer that are tried. Each of them costs every
-// key an operation.
-const maxRecipients = 1024
+// maxTried bounds the recipients of a layer that are tried: those that a certificate of the
+// identity names, and as many others. Each of them costs every key an operation.
+const maxTried = 64
 
 // candidate is one recipient of a packet.
 type candidate struct {
@@ -70,17 +70,22 @@ type candidate struct {
 }
 
 // Unwrap implements [keys.Identity]. Recipients that are named by a certificate of the
-// identity's keys are tried first, then all others, since the certificate may not be known.
+// identity's keys are tried first, then others whose keys have the length of one of the
+// identity's, since the certificate may not be known; of each kind 64 at most.
 // If none opens, the error is a [*DamagedError] if there was such a recipient; else it wraps
 // [layer.ErrMalformed] if a packet cannot be read or is of a kind that is not supported; else
 // it is [keys.ErrNoMatch].
 func (id *Identity) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte, error) {
 	first, rest, failed := id.candidates(packets)
-	all := slices.Concat(first, rest)
-	if len(all) > maxRecipients {
-		all = all[:maxRecipients]
-		failed = append(failed, malformed("more than %d recipients", maxRecipients))
+	if len(first) > maxTried {
+		first = first[:maxTried]
+		failed = append(failed, malformed("more than %d recipients of the name of this key's certificate", maxTried))
 	}
+	if len(rest) > maxTried {
+		rest = rest[:maxTried]
+		failed = append(failed, malformed("more than %d recipients that may be this key (its certificate would tell)", maxTried))
+	}
+	all := slices.Concat(first, rest)
 	var damaged *DamagedError
 	for i, c := range all {
 		secret, err := id.open(ctx, c)

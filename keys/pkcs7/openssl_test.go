@@ -2,7 +2,11 @@ package pkcs7_test
 
 import (
 	"bytes"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,20 +31,43 @@ func openssl(t testing.TB, stdin []byte, args ...string) []byte {
 	return out
 }
 
-// secretJSON is a layer's secret: content without a check of its own must be one.
-func secretJSON(t testing.TB) string {
-	t.Helper()
-	data, err := layer.MarshalSecret(layer.Secret{Key: [32]byte{1, 2, 3}, Nonce: [16]byte{4, 5, 6}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
-}
-
 // opensslCMS encrypts for the certificates in files.
 func opensslCMS(t testing.TB, secret string, args ...string) layer.Packet {
 	t.Helper()
 	return packet(openssl(t, []byte(secret), append([]string{"cms", "-encrypt", "-binary", "-outform", "DER"}, args...)...))
+}
+
+// opensslGCM is what openssl encrypts with AES-GCM, as EnvelopedData. openssl itself writes
+// AuthEnvelopedData, which has the same parts, and the tag beside the content. With pieces, the
+// content is in that many.
+func opensslGCM(t testing.TB, secret string, pieces int, args ...string) layer.Packet {
+	t.Helper()
+	var info struct {
+		Type    asn1.ObjectIdentifier
+		Content struct {
+			Version    int
+			Recipients []asn1.RawValue `asn1:"set"`
+			Content    struct {
+				Type      asn1.ObjectIdentifier
+				Algorithm pkix.AlgorithmIdentifier
+				Content   asn1.RawValue
+			}
+			Tag []byte
+		} `asn1:"explicit,tag:0"`
+	}
+	if rest, err := asn1.Unmarshal(opensslCMS(t, secret, args...).Data, &info); err != nil || len(rest) > 0 {
+		t.Fatalf("openssl's CMS: %v", err)
+	}
+	body := &info.Content
+	content := append(bytes.Clone(body.Content.Content.Bytes), body.Tag...)
+	if pieces == 0 {
+		return packet(buildPacket(t, &body.Content.Algorithm, content, body.Recipients...))
+	}
+	body.Content.Content = implicit(0, true, nil)
+	for part := range slices.Chunk(content, len(content)/pieces+1) {
+		body.Content.Content.Bytes = append(body.Content.Content.Bytes, marshal(t, part).FullBytes...)
+	}
+	return packet(indefinite(t, buildEnvelope(t, body.Recipients, body.Content)))
 }
 
 func TestOpensWhatOpensslWrapped(t *testing.T) {
@@ -53,63 +80,68 @@ func TestOpensWhatOpensslWrapped(t *testing.T) {
 	withKeyID.SubjectKeyId = []byte{0xab, 0xcd, 0xef}
 	alice.cert = issue(alice.key, withKeyID)
 	keyID := writeFile(t, "keyid.pem", certPEM(alice.cert))
-	secret := secretJSON(t)
 	for _, tt := range []struct {
-		name string
-		args []string
-		want string // of the description
+		name   string
+		pieces int
+		args   []string
+		want   string // of the description
 	}{
-		{"AES-128", []string{"-aes128", cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
-		{"AES-192", []string{"-aes192", cert}, ""},
-		{"AES-256", []string{"-aes256", cert}, ""},
-		{"3DES", []string{"-des3", cert}, ""},
-		{"in pieces of unknown length", []string{"-aes256", "-stream", cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
-		{"second of two", []string{"-aes256", other, cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
-		{"beside an EC key", []string{"-aes256", ecCert, cert}, "[pkcs7]"},
-		{"key id", []string{"-aes256", "-keyid", keyID}, "keyid=ABCDEF"},
-		{"OAEP", []string{"-aes256", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep"}, `issuer="CN=alice,O=Acme" serial=5A3F`},
-		{"OAEP SHA-256", []string{"-aes256", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"}, ""},
-		{"OAEP SHA-512, MGF1 SHA-1", []string{"-aes256", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha512", "-keyopt", "rsa_mgf1_md:sha1"}, ""},
-		{"OAEP with a label", []string{"-aes256", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_label:0102"}, ""},
+		{"AES-128", 0, []string{"-aes-128-gcm", cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
+		{"AES-192", 0, []string{"-aes-192-gcm", cert}, ""},
+		{"AES-256", 0, []string{"-aes-256-gcm", cert}, ""},
+		{"in one piece of unknown length", 1, []string{"-aes-256-gcm", cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
+		{"in pieces", 5, []string{"-aes-256-gcm", cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
+		{"second of two", 0, []string{"-aes-256-gcm", other, cert}, `issuer="CN=alice,O=Acme" serial=5A3F`},
+		{"beside an EC key", 0, []string{"-aes-256-gcm", ecCert, cert}, "[pkcs7]"},
+		{"key id", 0, []string{"-aes-256-gcm", "-keyid", keyID}, "keyid=ABCDEF"},
+		{"OAEP", 0, []string{"-aes-256-gcm", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep"}, `issuer="CN=alice,O=Acme" serial=5A3F`},
+		{"OAEP SHA-256", 0, []string{"-aes-256-gcm", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"}, ""},
+		{"OAEP SHA-512, MGF1 SHA-1", 0, []string{"-aes-256-gcm", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha512", "-keyopt", "rsa_mgf1_md:sha1"}, ""},
+		{"OAEP with a label", 0, []string{"-aes-256-gcm", "-recip", cert, "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_label:0102"}, ""},
 	} {
-		p := opensslCMS(t, secret, tt.args...)
-		unwrap(t, tt.name, newIdentity(t, alice), secret, p)
-		unwrap(t, tt.name+" without certificate", alone(t, alice), secret, p)
+		p := opensslGCM(t, "a secret", tt.pieces, tt.args...)
+		unwrap(t, tt.name, newIdentity(t, alice), "a secret", p)
+		unwrap(t, tt.name+" without certificate", alone(t, alice), "a secret", p)
 		if got := strings.Join(pkcs7.Describe(p), ", "); !strings.Contains(got, tt.want) {
 			t.Errorf("%s: described as %q, want %q", tt.name, got, tt.want)
 		}
-		if _, err := newIdentity(t, find("carol")).Unwrap(t.Context(), []layer.Packet{p}); err == nil {
-			t.Errorf("%s: a stranger opens it", tt.name)
+		if _, err := newIdentity(t, find("carol")).Unwrap(t.Context(), []layer.Packet{p}); !errors.Is(err, keys.ErrNoMatch) {
+			t.Errorf("%s: a stranger: %v", tt.name, err)
 		}
 	}
-	if p := opensslCMS(t, secret, "-aes256", "-keyid", keyID); !newRecipient(t, alice.cert).Owns(p) {
+	if p := opensslGCM(t, "a secret", 0, "-aes-256-gcm", "-keyid", keyID); !newRecipient(t, alice.cert).Owns(p) {
 		t.Error("the key id's recipient does not own the packet")
 	}
 }
 
-// What is not authenticated is a secret only if it looks like one.
-func TestUnauthenticatedContent(t *testing.T) {
+// What openssl writes if nobody asks for something else is refused, whoever it is for.
+func TestRefusesWhatOpensslWrapped(t *testing.T) {
 	t.Parallel()
 	alice := find("alice")
 	cert := writeFile(t, "alice.pem", certPEM(alice.cert))
-	id := newIdentity(t, alice)
-	p := opensslCMS(t, "no secret of a layer", "-aes256", cert)
-	if secret, err := id.Unwrap(t.Context(), []layer.Packet{p}); err == nil {
-		t.Errorf("opened: %q", secret)
+	secret, err := layer.MarshalSecret(layer.Secret{Key: [32]byte{1, 2, 3}, Nonce: [16]byte{4, 5, 6}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	// Whatever byte changes, there is no panic, and what comes out is a secret.
-	good := opensslCMS(t, secretJSON(t), "-aes256", cert)
-	for i := range good.Data {
-		bad := packet(bytes.Clone(good.Data))
-		bad.Data[i] ^= 1 << (i % 8)
-		if data, err := id.Unwrap(t.Context(), []layer.Packet{bad}); err == nil {
-			if _, err := layer.ParseSecret(data); err != nil {
-				t.Errorf("byte %d: %q", i, data)
+	good := wrap(t, newRecipient(t, alice.cert), "secret")
+	cbc := "pkcs7 packet: malformed: content encrypted in a way that is not supported (CBC)"
+	for _, tt := range []struct{ arg, want string }{
+		{"-aes128", cbc},
+		{"-aes192", cbc},
+		{"-aes256", cbc},
+		{"-des3", cbc},
+		{"-camellia256", "pkcs7 packet: malformed: content encrypted in a way that is not supported (1.2.392.200011.61.1.1.1.4)"},
+		{"-aes-256-gcm", "pkcs7 packet: malformed: CMS of a type that is not supported (1.2.840.113549.1.9.16.1.23)"},
+	} {
+		p := opensslCMS(t, string(secret), tt.arg, cert)
+		for who, id := range map[string]keys.Identity{"holder": newIdentity(t, alice), "key alone": alone(t, alice), "stranger": alone(t, find("bob"))} {
+			if _, err := id.Unwrap(t.Context(), []layer.Packet{p}); !errors.Is(err, layer.ErrMalformed) || err.Error() != tt.want {
+				t.Errorf("%s, %s: %v, want %s", tt.arg, who, err, tt.want)
 			}
 		}
-		// A good packet after it is found, if the bad one is not taken for good.
-		if _, err := id.Unwrap(t.Context(), []layer.Packet{bad, good}); err != nil {
-			t.Errorf("byte %d beside a good packet: %v", i, err)
+		unwrap(t, tt.arg+" before a good one", newIdentity(t, alice), "secret", p, good)
+		if newRecipient(t, alice.cert).Owns(p) {
+			t.Errorf("%s: owned, though nobody can open it", tt.arg)
 		}
 	}
 }

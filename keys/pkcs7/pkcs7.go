@@ -4,9 +4,9 @@
 // A packet written here has one recipient, named by the issuer and the serial number of
 // the certificate. Its content is encrypted with AES-128-GCM, its key with RSA, padded as
 // PKCS #1 v1.5 asks for: what every version of ocicrypt opens, and nothing else is. Packets
-// of others may have any number of recipients, RSA-OAEP, and content of AES or triple DES
-// in CBC mode. CBC has no check against changes, so such content counts as opened only if
-// it is the secret of a layer, whose own check finds the rest.
+// of others may have any number of recipients, RSA-OAEP, and AES-GCM with longer keys. Content
+// in CBC mode is not read: it has no check against changes, so whether a packet that somebody
+// changed opens would tell them, bit by bit, the secret of a layer.
 //
 // A certificate carries a key here and vouches for nothing: neither who signed it nor what
 // it is meant for is looked at, and one that has expired is worth a warning. Opening takes

@@ -185,7 +185,7 @@ func TestRoundTrip(t *testing.T) {
 	if bytes.Equal(wrap(t, r, "s").Data, wrap(t, r, "s").Data) {
 		t.Error("the same packet twice")
 	}
-	for _, secret := range []string{"", strings.Repeat("x", 300), strings.Repeat("x", 70_000)} {
+	for _, secret := range []string{"", strings.Repeat("x", 300), strings.Repeat("x", layer.MaxSecretSize)} {
 		unwrap(t, "length", newIdentity(t, find("alice")), secret, wrap(t, r, secret))
 	}
 }
@@ -350,7 +350,8 @@ func TestMalformed(t *testing.T) {
 		"more":          {append(bytes.Clone(good.Data), 0), "no CMS"},
 		"signed":        {replace("\x2a\x86\x48\x86\xf7\x0d\x01\x07\x03", "\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"), "CMS of a type that is not supported (1.2.840.113549.1.7.2)"},
 		"other content": {replace(gcm, gcm[:8]+"\x07"), "content encrypted in a way that is not supported (2.16.840.1.101.3.4.1.7)"},
-		"CBC":           {replace(gcm, gcm[:8]+"\x02"), "damaged parameters"},
+		"CBC":           {replace(gcm, gcm[:8]+"\x02"), "content encrypted in a way that is not supported (CBC)"},
+		"long":          {wrap(t, newRecipient(t, alice.cert), strings.Repeat("x", layer.MaxSecretSize+17)).Data, "content over 65568 bytes"},
 		"other key":     {replace("\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01", "\x2a\x86\x48\x86\xf7\x0d\x01\x01\x09"), "a content key encrypted in a way that is not supported (1.2.840.113549.1.1.9)"},
 	} {
 		_, err := newIdentity(t, alice).Unwrap(t.Context(), []layer.Packet{packet(tt.data)})

@@ -60,7 +60,9 @@ func (r *Recipient) Wrap(ctx context.Context, secret []byte) (layer.Packet, erro
 	return layer.Packet{Scheme: Name, Data: data}, nil
 }
 
-// Owns implements [keys.Owner]. A certificate that was renewed is another recipient.
+// Owns implements [keys.Owner]: one of the packet's recipients is the certificate. Packets of
+// other tools may have more recipients than this one, so to own a packet is to be able to open
+// it, not to be the only one who is. A certificate that was renewed is another recipient.
 func (r *Recipient) Owns(p layer.Packet) bool {
 	if p.Scheme != Name {
 		return false
