@@ -82,7 +82,7 @@ func TestRecipientFiles(t *testing.T) {
 	}
 }
 
-// A name without a separator is a file if there is one with a key in it.
+// A name without a separator is a file only if nobody in the keyring is called so.
 func TestFileOrName(t *testing.T) {
 	h := newHome(t, "gpg")
 	alice := h.gen("25519", "Alice", "", "")
@@ -94,20 +94,29 @@ func TestFileOrName(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("Alice", h.public(bob), 0o600) // it is a file that counts
+	write("Alice", h.public(bob), 0o600) // somebody else put it there
 	write("Bob", []byte("a note about Bob"), 0o600)
+	write("bob.gpg", h.public(bob), 0o600)
+	write("note", []byte("a note about nobody"), 0o600)
 	write("Carol", h.secret("", alice), 0o600)
 	write("Big", make([]byte, keys.MaxFileSize+1), 0o600)
 	if err := os.Mkdir("Dave", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for what, want := range map[string]string{"Alice": bob, "Bob": bob} {
+	for what, want := range map[string]string{"Alice": alice, "./Alice": bob, "Bob": bob, "bob.gpg": bob} {
 		if got := recipient(t, h.scheme(), what).(*pgp.Recipient).Fingerprint(); got != want {
 			t.Errorf("%s is %s", what, got)
 		}
 	}
-	for what, want := range map[string]error{"Carol": keys.ErrNotKey, "Dave": pgp.ErrNotFound, "Big": pgp.ErrNotFound, "Erin.asc": pgp.ErrNotFound} {
+	if got := recipient(t, noGPG(), "Alice").(*pgp.Recipient).Fingerprint(); got != bob {
+		t.Errorf("without gpg Alice is %s", got)
+	}
+	for what, want := range map[string]error{"note": pgp.ErrNotFound, "Carol": keys.ErrNotKey, "Dave": pgp.ErrNotFound, "Big": pgp.ErrNotFound, "Erin.asc": pgp.ErrNotFound} {
 		_, err := h.scheme().Recipient(t.Context(), what, new(keys.Files))
+		if want == pgp.ErrNotFound && (!strings.Contains(fmt.Sprint(err), "nor a file: import it, or name a file as pgp:./FILE") ||
+			strings.Contains(fmt.Sprint(err), "gpg:")) {
+			t.Errorf("%s: %v", what, err)
+		}
 		if !errors.Is(err, want) {
 			t.Errorf("%s: %v", what, err)
 		}

@@ -18,6 +18,7 @@ import (
 // Packet types, RFC 9580 section 5.
 const (
 	tagSessionKey      = 1
+	tagSignature       = 2
 	tagPassphraseKey   = 3
 	tagSecretKey       = 5
 	tagPublicKey       = 6
@@ -25,6 +26,7 @@ const (
 	tagUnauthenticated = 9
 	tagMarker          = 10
 	tagTrust           = 12
+	tagUserID          = 13
 	tagPublicSubkey    = 14
 	tagProtected       = 18
 	tagAEAD            = 20
@@ -39,6 +41,14 @@ const (
 	// keys, which are checked for being prime.
 	maxRSABits = 16384
 	maxDSABits = 4096
+	// maxExponentBits bounds the exponent of an RSA key, maxOrderBits the order of the
+	// group of a DSA key: verifying a signature takes a time that is proportional.
+	maxExponentBits = 32
+	maxOrderBits    = 512
+	// maxPartSignatures bounds the signatures by a public key itself on one of its user
+	// ids or subkeys, maxSignatures those on all of them.
+	maxPartSignatures = 64
+	maxSignatures     = 256
 )
 
 // keyring is what a file of keys holds.
@@ -123,25 +133,46 @@ func dearmor(data []byte) ([]byte, error) {
 // readKeys reads keys, armoured or binary. A key that cannot be read does not spoil the
 // others. Errors wrap [keys.ErrNotKey].
 func readKeys(data []byte) (*keyring, error) {
-	if isKeybox(data) {
-		return nil, notKey("it is a keybox of GnuPG (gpg --export and gpg --export-secret-keys write keys)")
-	}
-	data, err := dearmor(data)
+	ring, groups, err := splitKeys(data)
 	if err != nil {
 		return nil, err
 	}
-	ring := new(keyring)
-	packets := packet.NewOpaqueReader(bytes.NewReader(data))
-	var group []*packet.OpaquePacket
-	finish := func() {
-		if len(group) == 0 {
-			return
-		}
+	ring.read(groups)
+	return ring, nil
+}
+
+// read makes keys of their packets.
+func (r *keyring) read(groups [][]*packet.OpaquePacket) {
+	damaged := r.failed // which is at the end of the file
+	r.failed = nil
+	for _, group := range groups {
 		entity, err := readEntity(group)
 		if err != nil {
-			ring.failed = append(ring.failed, err)
+			r.failed = append(r.failed, err)
 		} else {
-			ring.entities = append(ring.entities, entity)
+			r.entities = append(r.entities, entity)
+		}
+	}
+	r.failed = append(r.failed, damaged...)
+}
+
+// splitKeys returns the packets of each key, and a keyring without keys. Errors wrap
+// [keys.ErrNotKey].
+func splitKeys(data []byte) (*keyring, [][]*packet.OpaquePacket, error) {
+	if isKeybox(data) {
+		return nil, nil, notKey("it is a keybox of GnuPG (gpg --export and gpg --export-secret-keys write keys)")
+	}
+	data, err := dearmor(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	ring := new(keyring)
+	packets := packet.NewOpaqueReader(bytes.NewReader(data))
+	var groups [][]*packet.OpaquePacket
+	var group []*packet.OpaquePacket
+	finish := func() {
+		if len(group) > 0 {
+			groups = append(groups, group)
 		}
 		group = nil
 	}
@@ -149,13 +180,12 @@ func readKeys(data []byte) (*keyring, error) {
 		p, err := packets.Next()
 		if errors.Is(err, io.EOF) {
 			finish()
-			return ring, nil
+			return ring, groups, nil
 		}
 		if err != nil {
 			// What follows cannot be told apart, and the key before may lack its end.
-			group = nil
 			ring.failed = append(ring.failed, notKey("a damaged or truncated OpenPGP key"))
-			return ring, nil
+			return ring, groups, nil
 		}
 		switch p.Tag {
 		case tagSecretKey, tagPublicKey:
@@ -194,6 +224,9 @@ func readEntity(group []*packet.OpaquePacket) (*openpgp.Entity, error) {
 	if len(group) > maxKeyPackets {
 		return nil, notKey("an OpenPGP key of more than %d packets", maxKeyPackets)
 	}
+	if _, err := checkSignatures(group); err != nil {
+		return nil, err
+	}
 	var buf bytes.Buffer
 	for _, p := range group {
 		switch p.Tag {
@@ -221,32 +254,86 @@ func readEntity(group []*packet.OpaquePacket) (*openpgp.Entity, error) {
 }
 
 // checkSize refuses keys whose mere verification would take long. contents is that of a
-// key packet: its version, its time and its algorithm, and then for these algorithms
-// the number that is the largest part of the public key.
+// key packet: its version, its time and its algorithm, and then, for these algorithms, the
+// numbers of the public key, each after its length in bits.
 func checkSize(contents []byte) error {
 	const head = 6 // and four more from version 5 on
 	if len(contents) < head+2 {
 		return errDamaged()
 	}
-	number := contents[head:]
-	if contents[0] >= 5 {
-		number = number[min(4, len(number)):]
-	}
-	if len(number) < 2 {
-		return errDamaged()
-	}
-	limit := maxRSABits
+	var limits []int
 	switch packet.PublicKeyAlgorithm(contents[head-1]) {
 	case packet.PubKeyAlgoRSA, packet.PubKeyAlgoRSAEncryptOnly, packet.PubKeyAlgoRSASignOnly:
-	case packet.PubKeyAlgoDSA, packet.PubKeyAlgoElGamal:
-		limit = maxDSABits
-	default:
-		return nil
+		limits = []int{maxRSABits, maxExponentBits}
+	case packet.PubKeyAlgoDSA:
+		limits = []int{maxDSABits, maxOrderBits, maxDSABits, maxDSABits}
+	case packet.PubKeyAlgoElGamal:
+		limits = []int{maxDSABits, maxDSABits, maxDSABits}
 	}
-	if bits := int(binary.BigEndian.Uint16(number)); bits > limit {
-		return notKey("an OpenPGP key of %d bits", bits)
+	if contents[0] < 4 {
+		return nil // the library does not read these versions
+	}
+	numbers := contents[head:]
+	if contents[0] >= 5 {
+		numbers = numbers[min(4, len(numbers)):]
+	}
+	largest := 0
+	for i, limit := range limits {
+		if len(numbers) < 2 {
+			return errDamaged()
+		}
+		bits := int(binary.BigEndian.Uint16(numbers))
+		if i == 0 {
+			largest = bits // the others are numbers below it
+		}
+		if bits > limit || bits > largest {
+			return notKey("an OpenPGP key of %d bits (or a part of it)", bits)
+		}
+		numbers = numbers[min(2+(bits+7)/8, len(numbers)):]
 	}
 	return nil
+}
+
+// checkSignatures refuses public keys with more signatures than a key has, before the
+// library verifies them, and returns how many it will verify: of a user id those by the
+// key itself, all of a subkey, and all that revoke the key.
+func checkSignatures(group []*packet.OpaquePacket) (int, error) {
+	if len(group) < 2 {
+		return 0, nil
+	}
+	parsed, err := group[0].Parse()
+	primary, ok := parsed.(*packet.PublicKey)
+	if err != nil || !ok {
+		return 0, nil // it is secret, or cannot be read
+	}
+	total, here, of := 0, 0, byte(tagPublicKey)
+	for _, p := range group[1:] {
+		switch p.Tag {
+		case tagUserID, tagPublicSubkey, tagSecretSubkey:
+			here, of = 0, p.Tag
+			continue
+		case tagSignature:
+		default:
+			continue
+		}
+		parsed, err := p.Parse()
+		sig, ok := parsed.(*packet.Signature)
+		if err != nil || !ok ||
+			of == tagPublicKey && sig.SigType != packet.SigTypeKeyRevocation ||
+			of == tagUserID && sig.SigType != packet.SigTypeKeyRevocation && !sig.CheckKeyIdOrFingerprint(primary) {
+			continue
+		}
+		total++
+		if here++; here > maxPartSignatures || total > maxSignatures {
+			return 0, tooManySignatures()
+		}
+	}
+	return total, nil
+}
+
+func tooManySignatures() error {
+	return notKey("an OpenPGP key with too many signatures of its own, %d for a part of it or %d in all "+
+		"(gpg --export-options export-minimal --export leaves old ones out)", maxPartSignatures, maxSignatures)
 }
 
 // markAbsent turns the stub that stands for a key on a smart card into the one for a
@@ -272,10 +359,25 @@ func publicKey(data []byte) (*openpgp.Entity, error) {
 	if !isOpenPGP(data) {
 		return nil, notKey("no OpenPGP public key (gpg --armor --export writes one)")
 	}
-	ring, err := readKeys(data)
+	ring, groups, err := splitKeys(data)
 	if err != nil {
 		return nil, err
 	}
+	// A keyring of many keys is the user's own; a file of one is anybody's.
+	if len(groups) > maxSignatures {
+		return nil, notKey("it holds %d keys; give each in a file of its own", len(groups))
+	}
+	total := 0
+	for _, group := range groups {
+		n, err := checkSignatures(group)
+		if err != nil {
+			return nil, err
+		}
+		if total += n; total > maxSignatures {
+			return nil, tooManySignatures()
+		}
+	}
+	ring.read(groups)
 	switch n := len(ring.entities); {
 	case ring.secret:
 		return nil, notKey("it holds a secret key, and a recipient is its public half (gpg --armor --export writes it)")

@@ -25,20 +25,22 @@ func newKeyring(g *gpg) *userKeyring { return &userKeyring{gpg: g, turn: make(ch
 // Name implements [keys.Named].
 func (*userKeyring) Name() string { return "gpg keyring" }
 
-// Unwrap implements [keys.Identity]. Only packets that name a key whose secret part the
-// keyring holds are given to gpg, since it asks for the passphrases of all keys if a
-// packet names none.
+// maxRuns bounds how often gpg decrypts for one layer: each time the user may be asked for
+// a passphrase, and whoever knows his key can write any number of packets that name it.
+const maxRuns = 4
+
+// Unwrap implements [keys.Identity]. gpg is given messages for one key, which the keyring
+// holds, since it asks for the passphrases of all keys if a message may be for somebody
+// who is not named, and for another one if it may be opened by a passphrase.
 func (k *userKeyring) Unwrap(ctx context.Context, packets []layer.Packet) ([]byte, error) {
+	all, damage := messages(packets)
 	var ids []uint64
-	var damage []error
-	for _, p := range packets {
-		if p.Scheme != Name {
-			continue
+	for _, m := range all {
+		for _, r := range m.recipients {
+			if r.KeyId != 0 {
+				ids = append(ids, r.KeyId)
+			}
 		}
-		if _, err := parseMessage(p.Data); err != nil {
-			damage = append(damage, err)
-		}
-		ids = append(ids, KeyIDs(p)...)
 	}
 	if len(ids) == 0 {
 		return nil, summary(damage)
@@ -53,25 +55,47 @@ func (k *userKeyring) Unwrap(ctx context.Context, packets []layer.Packet) ([]byt
 	if err != nil {
 		return nil, err
 	}
+	secret, err := k.open(ctx, all, held)
+	if secret == nil && err == nil {
+		err = summary(damage)
+	}
+	return secret, err
+}
+
+// open has gpg open the messages for keys that are held. It returns neither a secret nor
+// an error if there is none.
+func (k *userKeyring) open(ctx context.Context, all []*message, held map[uint64]string) ([]byte, error) {
 	var failed error
-	for _, p := range packets {
-		i := slices.IndexFunc(KeyIDs(p), func(id uint64) bool { _, ok := held[id]; return ok })
-		if i < 0 {
-			continue
-		}
-		secret, err := k.gpg.decrypt(ctx, p.Data, KeyIDs(p)[i])
-		if err == nil {
-			return secret, nil
-		}
-		// An answer that was not given is not asked for again.
-		if failed = err; !errors.Is(err, layer.ErrMalformed) {
-			break
+	runs, refused := 0, make(map[uint64]bool)
+	for _, m := range all {
+		for i, r := range m.recipients {
+			if _, ok := held[r.KeyId]; !ok || refused[r.KeyId] {
+				continue
+			}
+			if runs++; runs > maxRuns {
+				return nil, failed
+			}
+			data, err := m.only(i)
+			if err != nil {
+				return nil, err
+			}
+			secret, err := k.gpg.decrypt(ctx, data, r.KeyId)
+			if err == nil {
+				return secret, nil
+			}
+			// What can be helped by a passphrase is the better reason.
+			if !errors.Is(failed, keys.ErrPassword) {
+				failed = err
+			}
+			switch {
+			case errors.Is(err, keys.ErrPassword):
+				refused[r.KeyId] = true // an answer that was not given is not asked for again
+			case !errors.Is(err, layer.ErrMalformed):
+				return nil, failed
+			}
 		}
 	}
-	if failed != nil {
-		return nil, failed
-	}
-	return nil, summary(damage)
+	return nil, failed
 }
 
 // secretKeys returns those of the keys whose secret part is in the keyring or on a smart

@@ -204,7 +204,7 @@ func TestUnusableRecipients(t *testing.T) {
 	opens(t, identity(t, private), secret, old)
 }
 
-// The newest subkey is taken, old ones still open and own.
+// The newest subkey is taken, old ones still open, and own unless they were revoked.
 func TestRotatedSubkey(t *testing.T) {
 	t.Parallel()
 	h := newHome(t, "gpg")
@@ -223,6 +223,31 @@ func TestRotatedSubkey(t *testing.T) {
 			t.Error("does not own a packet for one of its subkeys")
 		}
 		opens(t, identity(t, h.secret("")), secret, p)
+	}
+	h.run([]byte("key 1\nrevkey\ny\n1\n\ny\nsave\n"), "--command-fd", "0", "--edit-key", fingerprint)
+	for _, r := range []keys.Recipient{recipient(t, h.scheme(), "rota@example.com"), fileRecipient(t, h.public())} {
+		if owner := r.(keys.Owner); owner.Owns(before) || !owner.Owns(after) {
+			t.Error("owns a packet for a revoked subkey, or none for the one that is left")
+		}
+	}
+	opens(t, identity(t, h.secret("")), secret, before)
+}
+
+// A subkey that has expired owns nothing.
+func TestExpiredSubkeyOwnsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHome(t, "gpg")
+	fingerprint := h.gen("25519", "Rota", "rota@example.com", "")
+	r := recipient(t, h.scheme(), "rota@example.com")
+	time.Sleep(1100 * time.Millisecond)
+	h.run(nil, "--passphrase", "", "--quick-add-key", fingerprint, "cv25519", "encr", "seconds=2")
+	brief := wrap(t, recipient(t, h.scheme(), "rota@example.com"), secret)
+	if r.(keys.Owner).Owns(brief) {
+		t.Fatal("the packet is for the subkey that stays")
+	}
+	time.Sleep(3 * time.Second)
+	if again := recipient(t, h.scheme(), "rota@example.com").(keys.Owner); again.Owns(brief) || !again.Owns(wrap(t, r, secret)) {
+		t.Error("owns a packet for an expired subkey, or none for the other")
 	}
 }
 

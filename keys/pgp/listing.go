@@ -34,15 +34,35 @@ type listedUserID struct {
 }
 
 // list runs gpg to list keys; kind is "keys" or "secret-keys". No query lists all. Keys
-// that are not there are no error; gpg's gist tells of it.
+// that are not there are no error; gist is what gpg said, unless it is just that.
 func (g *gpg) list(ctx context.Context, kind string, queries ...string) (found []listedKey, gist string, err error) {
 	args := []string{"--batch", "--no-tty", "--utf8-strings", "--no-auto-check-trustdb", "--with-colons", "--fixed-list-mode",
-		"--with-fingerprint", "--with-fingerprint", "--list-" + kind, "--"}
+		"--with-fingerprint", "--with-fingerprint", "--status-fd", "2", "--list-" + kind, "--"}
 	res, err := g.run(ctx, call{args: append(args, queries...), limit: maxListing})
 	if err != nil {
 		return nil, "", err
 	}
-	return parseListing(res.stdout), res.gist(), nil
+	if !res.unknownKey() {
+		gist = res.gist()
+	}
+	return parseListing(res.stdout), gist, nil
+}
+
+// unknownKey says whether gpg reported that a key is not in the keyring, and not that
+// something is wrong with that. The gpg of version 1 never does.
+func (r result) unknownKey() bool {
+	const noPublicKey, noSecretKey = 9, 17 // libgpg-error
+	for _, line := range r.status {
+		words := strings.Fields(line)
+		if len(words) < 3 || words[0] != "ERROR" || words[1] != "keylist.getkey" {
+			continue
+		}
+		if value, err := strconv.ParseUint(words[2], 10, 32); err == nil {
+			code := value & 0xffff
+			return code == noPublicKey || code == noSecretKey
+		}
+	}
+	return false
 }
 
 // parseListing reads what gpg --with-colons prints. What it does not understand is

@@ -91,7 +91,8 @@ func (q query) match(k *listedKey) match {
 	return best
 }
 
-// search returns the keys that fit a query best.
+// search returns the keys that fit a query best. gist is what gpg said if it does not
+// list any for another reason than that there is none.
 func (g *gpg) search(ctx context.Context, q query) (found []listedKey, gist string, err error) {
 	var listed []listedKey
 	if q.id != "" {
@@ -162,7 +163,10 @@ func (g *gpg) lookup(ctx context.Context, what string) (*openpgp.Entity, error) 
 		return nil, err
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("%.60q is %w, nor a file (%s)", what, ErrNotFound, gist)
+		if gist != "" {
+			gist = " (" + gist + ")"
+		}
+		return nil, fmt.Errorf("%.60q is %w, nor a file%s: import it, or name a file as pgp:./FILE", what, ErrNotFound, gist)
 	}
 	var usable []listedKey
 	var reasons, names []string

@@ -24,6 +24,8 @@ const (
 // message is an encrypted message, taken apart.
 type message struct {
 	recipients []*packet.EncryptedKey
+	// raw are the packets of the recipients, in the same order.
+	raw []*packet.OpaquePacket
 	// damaged counts the recipients that could not be read.
 	damaged int
 	data    *packet.OpaquePacket
@@ -51,7 +53,7 @@ func parseMessage(data []byte) (*message, error) {
 				m.damaged++
 				continue
 			}
-			m.recipients = append(m.recipients, key)
+			m.recipients, m.raw = append(m.recipients, key), append(m.raw, p)
 		case tagPassphraseKey, tagMarker, tagPadding:
 		case tagProtected, tagAEAD:
 			m.data = p
@@ -65,6 +67,17 @@ func parseMessage(data []byte) (*message, error) {
 		}
 	}
 	return nil, malformed("more than %d recipients", maxRecipients)
+}
+
+// only returns a message that is for one of the recipients and nobody else.
+func (m *message) only(recipient int) ([]byte, error) {
+	var buf bytes.Buffer
+	for _, p := range []*packet.OpaquePacket{m.raw[recipient], m.data} {
+		if err := p.Serialize(&buf); err != nil {
+			return nil, malformed("it cannot be written again")
+		}
+	}
+	return buf.Bytes(), nil
 }
 
 // KeyIDs returns the ids of the keys that a packet names as its recipients, in its order.

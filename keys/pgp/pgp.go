@@ -75,30 +75,36 @@ func Scheme(config Config) keys.Scheme {
 }
 
 // recipient reads what a user writes: the path of a public key, or the name of one in
-// the keyring.
+// the keyring. A word without a slash is a name first: a file that somebody puts where
+// the user works must not take the place of a key that the user knows.
 func recipient(ctx context.Context, g *gpg, arg string, files *keys.Files) (keys.Recipient, error) {
-	if strings.ContainsAny(arg, "/"+string(filepath.Separator)) {
+	isPath := strings.ContainsAny(arg, "/"+string(filepath.Separator))
+	if name, ok := withPassword(arg); ok && !(isPath && exists(arg)) {
+		return nil, fmt.Errorf("%.60q: a recipient takes no password, and there is one after its colon", name)
+	}
+	if isPath {
 		data, err := files.Read(arg)
 		if err != nil {
 			return nil, err
 		}
 		return recipientFile(arg, data)
 	}
-	var unread error
-	if info, err := os.Stat(arg); err == nil && info.Mode().IsRegular() {
-		data, err := files.Read(arg)
-		if err == nil && isOpenPGP(data) {
-			return recipientFile(arg, data)
-		}
-		unread = err
-	} else if file, _, ok := strings.Cut(arg, ":"); ok && exists(file) {
+	if file, _, ok := strings.Cut(arg, ":"); ok && !exists(arg) && exists(file) {
 		// What follows the colon is likely to be a password, which must be neither
 		// in the arguments of gpg nor in an error.
 		return nil, fmt.Errorf("%s with a colon after it: %w", file, fs.ErrNotExist)
 	}
 	entity, err := g.lookup(ctx, arg)
-	if err != nil && unread != nil {
-		return nil, fmt.Errorf("%w (and a file of this name cannot be read: %w)", err, unread)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, keys.ErrUnreachable) {
+		if info, missing := os.Stat(arg); missing == nil && info.Mode().IsRegular() {
+			data, unread := files.Read(arg)
+			if unread == nil && isOpenPGP(data) {
+				return recipientFile(arg, data)
+			}
+			if unread != nil {
+				return nil, fmt.Errorf("%w (and a file of this name cannot be read: %w)", err, unread)
+			}
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -108,6 +114,19 @@ func recipient(ctx context.Context, g *gpg, arg string, files *keys.Files) (keys
 		return nil, fmt.Errorf("%s: %w", title(entity), err)
 	}
 	return r, nil
+}
+
+// withPassword says whether what a user writes has the form of a key with its password,
+// and returns what is before that: the password must be neither in an error nor in the
+// arguments of gpg, which everybody on the machine can see.
+func withPassword(arg string) (name string, ok bool) {
+	for _, form := range []string{":pass=", ":file=", ":fd="} {
+		if strings.Contains(arg, form) {
+			name, _, _ = strings.Cut(arg, ":")
+			return name, true
+		}
+	}
+	return "", false
 }
 
 func exists(path string) bool {

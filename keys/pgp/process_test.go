@@ -244,7 +244,8 @@ func TestPasswordOfRecipient(t *testing.T) {
 		t.Fatal(err)
 	}
 	parser := &keys.Parser{Schemes: []keys.Scheme{pgp.Scheme(pgp.Config{Program: "./" + program})}}
-	for _, what := range []string{"pgp:key.asc:canary", "pgp:key.asc:pass=canary", "pgp:./key.asc:canary"} {
+	for _, what := range []string{"pgp:key.asc:canary", "pgp:key.asc:pass=canary", "pgp:./key.asc:canary", "pgp:nosuch.asc:pass=canary",
+		"pgp:nosuch.asc:file=canary", "pgp:nosuch.asc:fd=canary", "pgp:./nosuch.asc:pass=canary", "pgp:carol@example.org:x:pass=canary"} {
 		_, err := parser.Recipient(t.Context(), what)
 		if err == nil || !strings.Contains(err.Error(), "takes no password") || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%s: %v", what, err)

@@ -26,7 +26,9 @@ const MinBits = 2048
 type Recipient struct {
 	entity *openpgp.Entity
 	key    *packet.PublicKey
-	ids    []uint64
+	// ids are those of the keys whose packets are the recipient's: one that was revoked
+	// may be in other hands, and one that expired may be gone.
+	ids []uint64
 }
 
 // newRecipient returns the recipient that is encrypted for at a time. Errors wrap
@@ -39,9 +41,11 @@ func newRecipient(entity *openpgp.Entity, now time.Time) (*Recipient, error) {
 	if bits, err := key.BitLength(); err != nil || isOldAlgorithm(key.PubKeyAlgo) && bits < MinBits {
 		return nil, notKey("its encryption key of %d bits is too small (%d is the least)", bits, MinBits)
 	}
-	r := &Recipient{entity: entity, key: key, ids: []uint64{entity.PrimaryKey.KeyId}}
+	r := &Recipient{entity: entity, key: key, ids: []uint64{key.KeyId}}
 	for _, sub := range entity.Subkeys {
-		r.ids = append(r.ids, sub.PublicKey.KeyId)
+		if encrypts(sub.PublicKey, sub.Sig) && subkeyLapsed(sub, now) == "" {
+			r.ids = append(r.ids, sub.PublicKey.KeyId)
+		}
 	}
 	// Some keys are only found to be impossible when they are used, and that must not
 	// be after a layer was encrypted.
@@ -78,10 +82,7 @@ func encryptionKey(e *openpgp.Entity, now time.Time) (*packet.PublicKey, error) 
 		if !encrypts(sub.PublicKey, sub.Sig) {
 			continue
 		}
-		why := lapsed(sub.PublicKey, sub.Sig, now)
-		if sub.Revoked(now) {
-			why = "is revoked"
-		}
+		why := subkeyLapsed(sub, now)
 		switch {
 		case why != "":
 			reasons = append(reasons, fmt.Sprintf("%s %s", hexID(sub.PublicKey.KeyId), why))
@@ -120,6 +121,14 @@ func lapsed(key *packet.PublicKey, sig *packet.Signature, now time.Time) string 
 		return "has an expired self-signature"
 	}
 	return ""
+}
+
+// subkeyLapsed is lapsed for a subkey, which may also have been revoked.
+func subkeyLapsed(sub openpgp.Subkey, now time.Time) string {
+	if sub.Revoked(now) {
+		return "is revoked"
+	}
+	return lapsed(sub.PublicKey, sub.Sig, now)
 }
 
 // Fingerprint returns the fingerprint of the primary key, hexadecimal in upper case.
@@ -172,7 +181,8 @@ func seal(to *packet.PublicKey, plain []byte) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// Owns implements [keys.Owner].
+// Owns implements [keys.Owner]. A packet is the recipient's if it names a key that can be
+// encrypted for now.
 func (r *Recipient) Owns(p layer.Packet) bool {
 	if p.Scheme != Name {
 		return false
