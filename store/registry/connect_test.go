@@ -152,7 +152,7 @@ func TestConnectFails(t *testing.T) {
 		{"no such host", "example.test", registry.Options{Transport: dialFails{&net.DNSError{Err: "no such host", Name: "example.test", IsNotFound: true}}}, registry.ErrUnreachable, "no such host"},
 		{"no name server", "example.test", registry.Options{Transport: dialFails{&net.DNSError{Err: "i/o timeout", IsTimeout: true}}}, registry.ErrUnreachable, "cannot be looked up"},
 		{"no route", "example.test", registry.Options{Transport: dialFails{os.ErrDeadlineExceeded}}, registry.ErrUnreachable, "does not answer"},
-		{"no HTTP", mute(t), registry.Options{PlainHTTP: true}, registry.ErrConnection, "connection broke: malformed HTTP status code"},
+		{"no HTTP", mute(t), registry.Options{PlainHTTP: true}, registry.ErrConnection, "connection broke: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.uber.org/goleak"
 )
 
 func TestPrintable(t *testing.T) {
@@ -124,7 +123,6 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 // not.
 func TestSourceAttempts(t *testing.T) {
 	t.Parallel()
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	s, err := Open("example.com/app", Options{})
 	if err != nil {
 		t.Fatal(err)
