@@ -20,13 +20,20 @@ const (
 	levels
 )
 
-func (a access) scope() string {
+func (a access) String() string {
 	return [...]string{pull: transport.PullScope, push: transport.PushScope, remove: transport.DeleteScope}[a]
+}
+
+// scope is what a session is for.
+type scope struct {
+	access access
+	// also is a scope in another repository, or empty.
+	also string
 }
 
 // session is a login at the registry.
 type session struct {
-	access access
+	scope  scope
 	client *http.Client
 	// anonymous says that there were no credentials.
 	anonymous bool
@@ -36,7 +43,7 @@ type session struct {
 
 // session returns a login that is good for want. More than is needed is not asked for:
 // some registries refuse who asks to push where he may only pull.
-func (s *Store) session(ctx context.Context, op string, want access) (*session, error) {
+func (s *Store) session(ctx context.Context, op string, want scope) (*session, error) {
 	if s.closed.Load() {
 		return nil, &Error{Repository: s.Repository(), Op: op, Kind: ErrClosed}
 	}
@@ -65,12 +72,13 @@ func (s *Store) session(ctx context.Context, op string, want access) (*session, 
 	return made, nil
 }
 
-func (s *Store) loggedIn(want access) *session {
+// loggedIn returns a session that is good for want, or nil.
+func (s *Store) loggedIn(want scope) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for a := levels - 1; a >= want; a-- {
-		if s.sessions[a] != nil {
-			return s.sessions[a]
+	for ; want.access < levels; want.access++ {
+		if found := s.sessions[want]; found != nil {
+			return found
 		}
 	}
 	return nil
@@ -80,18 +88,18 @@ func (s *Store) loggedIn(want access) *session {
 func (s *Store) drop(old *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sessions[old.access] == old {
-		s.sessions[old.access] = nil
+	if s.sessions[old.scope] == old {
+		delete(s.sessions, old.scope)
 	}
 }
 
-func (s *Store) login(ctx context.Context, want access) (*session, error) {
+func (s *Store) login(ctx context.Context, want scope) (*session, error) {
 	const op = "log in"
 	auth, err := authn.Resolve(ctx, s.options.Keychain, s.repo)
 	if err != nil {
 		return nil, s.credentialsError(err)
 	}
-	made := &session{access: want, anonymous: auth == authn.Anonymous}
+	made := &session{scope: want, anonymous: auth == authn.Anonymous}
 	if !made.anonymous {
 		auth = &recorder{auth: auth, store: s}
 	}
@@ -99,7 +107,11 @@ func (s *Store) login(ctx context.Context, want access) (*session, error) {
 	defer silence.end()
 	silence.start()
 	inner := transport.NewUserAgent(s.base, s.options.UserAgent)
-	wrapped, err := transport.NewWithContext(silence.ctx, s.repo.Registry, auth, inner, []string{s.repo.Scope(want.scope())})
+	scopes := []string{s.repo.Scope(want.access.String())}
+	if want.also != "" {
+		scopes = append(scopes, want.also)
+	}
+	wrapped, err := transport.NewWithContext(silence.ctx, s.repo.Registry, auth, inner, scopes)
 	if err != nil {
 		return nil, s.transportError(silence.ctx, ctx, op, made, err)
 	}

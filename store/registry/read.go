@@ -11,9 +11,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// progress is how many bytes a connection has to yield for it to count as a success
-// before it breaks.
-const progress = 1 << 20
+// progress is how many bytes make failures before them forgotten: a large blob may
+// take any number of connections.
+const progress = 256 << 10
 
 // Open implements [imgcrypt.Store]. What has the media type of a manifest is looked
 // for among the manifests. The reader verifies: an end that is io.EOF is the end of
@@ -52,8 +52,8 @@ type blob struct {
 
 	answer *answer
 	hash   hash.Hash
-	// seen counts the bytes that were returned, since those of this connection, and
-	// skip those that it will send once more.
+	// seen counts the bytes that were returned, since those after the last failures that
+	// were forgotten, and skip those that this connection will send once more.
 	seen, since, skip int64
 	err               error
 }
@@ -102,6 +102,7 @@ func (b *blob) resume(cause error) error {
 	broke := b.store.bodyError(b.answer.silence.ctx, b.ctx, b.op, cause)
 	b.answer.giveUp()
 	if b.since >= progress {
+		b.since = 0
 		b.tries.reset()
 	}
 	if err := b.tries.again(b.ctx, broke); err != nil {
@@ -112,7 +113,7 @@ func (b *blob) resume(cause error) error {
 
 // connect asks for what is left of the blob.
 func (b *blob) connect() error {
-	b.since, b.skip = 0, 0
+	b.skip = 0
 	rq := &request{op: b.op, method: http.MethodGet, path: blobPath(b.desc.Digest), expect: []int{http.StatusOK}}
 	switch {
 	case isManifest(b.desc.MediaType):

@@ -110,7 +110,7 @@ type Store struct {
 	logins chan struct{}
 
 	mu       sync.Mutex
-	sessions [levels]*session
+	sessions map[scope]*session
 	secrets  map[string]struct{}
 	// last is the manifest that was put last: the one that is most likely tagged next.
 	last struct {
@@ -154,9 +154,10 @@ func Open(repository string, o Options) (*Store, error) {
 	o.Retry = o.Retry.withDefaults()
 	return &Store{
 		repo: repo, options: o,
-		base:    newGuard(base, repo.RegistryStr(), o.PlainHTTP),
-		logins:  make(chan struct{}, 1),
-		secrets: map[string]struct{}{},
+		base:     newGuard(base, repo.RegistryStr(), o.PlainHTTP),
+		logins:   make(chan struct{}, 1),
+		sessions: map[scope]*session{},
+		secrets:  map[string]struct{}{},
 	}, nil
 }
 

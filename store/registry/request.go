@@ -17,6 +17,8 @@ type request struct {
 	// op is what it is for: "get blob sha256:…".
 	op     string
 	access access
+	// also is a scope that is needed beside that, in another repository.
+	also   string
 	method string
 	// path is below the repository's; location is used instead where it is set.
 	path     string
@@ -83,7 +85,7 @@ var errUnchallenged = errors.New("no challenge")
 // once makes a request once. It returns the session that it was made in, unless there
 // was none.
 func (s *Store) once(ctx context.Context, rq *request) (*answer, *session, error) {
-	from, err := s.session(ctx, rq.op, rq.access)
+	from, err := s.session(ctx, rq.op, scope{rq.access, rq.also})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -331,6 +331,9 @@ func TestMount(t *testing.T) {
 					t.Errorf("uploads %q", left)
 				}
 			}
+			if name != "Debian" && !server.wasAsked("repository:src/app:pull") {
+				t.Error("no token was asked for that reads the other repository")
+			}
 			missing := descOf(layerType, []byte("missing"))
 			if mounted, err := dst.Mount(t.Context(), missing, src.Repository()); mounted || err != nil {
 				t.Errorf("missing: %v, %v", mounted, err)

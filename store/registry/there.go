@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/url"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"imgcrypt"
@@ -17,7 +17,15 @@ func (s *Store) Has(ctx context.Context, desc ocispec.Descriptor) (bool, error) 
 	if err := s.valid("look for "+desc.Digest.String(), desc); err != nil {
 		return false, err
 	}
-	return s.has(ctx, pull, desc)
+	has, err := s.has(ctx, pull, desc)
+	if errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrForbidden) {
+		// Of a repository that does not exist yet, some registries say so only to who
+		// may make it.
+		if has, err := s.has(ctx, push, desc); err == nil {
+			return has, nil
+		}
+	}
+	return has, err
 }
 
 func (s *Store) has(ctx context.Context, needed access, desc ocispec.Descriptor) (bool, error) {
@@ -54,8 +62,7 @@ func (s *Store) Mount(ctx context.Context, desc ocispec.Descriptor, fromReposito
 	if err != nil || from.RegistryStr() != s.repo.RegistryStr() || isManifest(desc.MediaType) {
 		return false, nil
 	}
-	query := url.Values{"mount": {desc.Digest.String()}, "from": {from.RepositoryStr()}}
-	location, done, err := s.begin(ctx, op, query, s.tries())
+	location, done, err := s.begin(ctx, op, &mount{desc.Digest, from}, s.tries())
 	switch {
 	case err != nil && answeredMount(err):
 		return false, nil
@@ -66,6 +73,12 @@ func (s *Store) Mount(ctx context.Context, desc ocispec.Descriptor, fromReposito
 		s.abandon(ctx, location, false)
 	}
 	return done, nil
+}
+
+// mount is what is to be mounted.
+type mount struct {
+	digest digest.Digest
+	from   name.Repository
 }
 
 // MountFrom is Mount from another store, if that is a repository as well.

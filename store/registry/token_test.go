@@ -150,3 +150,10 @@ func (s *tokens) scopes() []string {
 	}
 	return list
 }
+
+// wasAsked says whether a token was asked for with exactly this scope among others.
+func (s *tokens) wasAsked(scope string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.asked, scope)
+}

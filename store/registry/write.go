@@ -97,7 +97,9 @@ func (s *Store) upload(ctx context.Context, src *source) (ocispec.Descriptor, er
 		}
 		if !src.rewind() {
 			// The caller starts again at once, so the pause is here.
-			if err := s.pause(ctx, err, int(s.interrupted.Add(1)), after); err != nil {
+			// Uploads that break together are to wait together, not one after the other.
+			failed := min(s.interrupted.Add(1), 4)
+			if err := s.pause(ctx, err, int(failed), after); err != nil {
 				return got, err
 			}
 			return got, &interruptedError{err}
@@ -148,14 +150,16 @@ func (s *Store) uploadOnce(ctx context.Context, src *source, t *tries) (_ ocispe
 	return got, s.commit(ctx, location, src.op, got, t)
 }
 
-// begin starts an upload, and returns where it goes on; or, with the query of a
-// mount that the registry does, that there is nothing left to do.
-func (s *Store) begin(ctx context.Context, op string, mount url.Values, t *tries) (location *url.URL, done bool, err error) {
+// begin starts an upload, and returns where it goes on; or, if it is a mount that the
+// registry does, that there is nothing left to do.
+func (s *Store) begin(ctx context.Context, op string, m *mount, t *tries) (location *url.URL, done bool, err error) {
 	rq := &request{
-		op: op, access: push, method: http.MethodPost, path: "blobs/uploads/", query: mount,
+		op: op, access: push, method: http.MethodPost, path: "blobs/uploads/",
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, expect: []int{http.StatusAccepted},
 	}
-	if mount != nil {
+	if m != nil {
+		rq.also = m.from.Scope(transport.PullScope)
+		rq.query = url.Values{"mount": {m.digest.String()}, "from": {m.from.RepositoryStr()}}
 		rq.expect = append(rq.expect, http.StatusCreated)
 	}
 	a, err := s.send(ctx, rq, t)
@@ -186,7 +190,7 @@ func (s *Store) location(op string, a *answer, before *url.URL) (*url.URL, error
 // stream sends the whole blob in one PATCH, and returns where the upload goes on. It
 // has no Content-Range, as one whose length is known at its end only cannot have one.
 func (s *Store) stream(ctx context.Context, location *url.URL, src *source) (*url.URL, error) {
-	from, err := s.session(ctx, src.op, push)
+	from, err := s.session(ctx, src.op, scope{access: push})
 	if err != nil {
 		return nil, err
 	}
@@ -308,9 +312,6 @@ func (s *Store) abandon(ctx context.Context, location *url.URL, unsure bool) {
 	// The context may be what ended the upload.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandoning)
 	defer cancel()
-	if s.loggedIn(push) == nil {
-		return
-	}
 	rq := &request{
 		op: "take back an upload", access: push, method: http.MethodDelete, location: location,
 		expect: []int{http.StatusNoContent, http.StatusAccepted, http.StatusOK},
