@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -174,7 +175,7 @@ func TestLock(t *testing.T) {
 				t.Fatal(err)
 			}
 			var wg sync.WaitGroup
-			inside := 0
+			var inside atomic.Int32
 			for range 8 {
 				wg.Go(func() {
 					for range 10 {
@@ -183,11 +184,11 @@ func TestLock(t *testing.T) {
 							t.Error(err)
 							return
 						}
-						// The race detector sees whether it is one at a time.
-						if inside++; inside != 1 {
-							t.Errorf("%d are inside", inside)
+						if n := inside.Add(1); n != 1 {
+							t.Errorf("%d are inside", n)
 						}
-						inside--
+						time.Sleep(100 * time.Microsecond)
+						inside.Add(-1)
 						unlock()
 					}
 				})
