@@ -177,7 +177,13 @@ func (f *file) writer() (*writer, error) {
 		return nil, f.error(fmt.Errorf("it is compressed with %s: it can be read, but not changed: %w", f.old.packed, errors.ErrUnsupported))
 	}
 	tempfile.Clean(f.root)
-	w, err := newWriter(f.root)
+	// Who may not read the archive must not be able to read the new one either, from the
+	// beginning.
+	var perm fs.FileMode
+	if info, err := f.root.Stat(f.base); err == nil {
+		perm = info.Mode().Perm()
+	}
+	w, err := newWriter(f.root, perm)
 	if err != nil {
 		return nil, f.error(err)
 	}

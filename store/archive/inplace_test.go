@@ -86,6 +86,11 @@ func TestEncryptInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := files(t, path)
+	for _, temp := range leftovers(t, path) {
+		if info := must(os.Stat(filepath.Join(filepath.Dir(path), temp))); info.Mode().Perm() != 0o600 {
+			t.Errorf("the mode of the new archive is %v", info.Mode())
+		}
+	}
 	if err := a.Tag(ctx, "v1", sealed.Desc); err != nil {
 		t.Fatal(err)
 	}

@@ -213,6 +213,10 @@ func (a *OCI) Tag(ctx context.Context, ref string, desc ocispec.Descriptor) erro
 		if err := k.keepAll(ctx, x.Entries, a.pending); err != nil {
 			return err
 		}
+		if _, ok := w.tar.find(blobName(desc.Digest)); !ok {
+			// Somebody else gave away its last name meanwhile.
+			return &imgcrypt.MissingError{Desc: desc}
+		}
 		if err := w.addBytes(ocispec.ImageIndexFile, x.Bytes()); err != nil {
 			return err
 		}

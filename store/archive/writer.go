@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"imgcrypt/store/internal/tempfile"
@@ -25,8 +26,8 @@ type writer struct {
 	end int64 // where the next header goes
 }
 
-func newWriter(root *os.Root) (*writer, error) {
-	temp, err := tempfile.Create(root)
+func newWriter(root *os.Root, perm fs.FileMode) (*writer, error) {
+	temp, err := tempfile.Create(root, perm)
 	if err != nil {
 		return nil, err
 	}

@@ -317,7 +317,7 @@ func (s *Store) Put(ctx context.Context, want ocispec.Descriptor, r io.Reader, _
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	f, err := tempfile.Create(root)
+	f, err := tempfile.Create(root, 0)
 	if err != nil {
 		return ocispec.Descriptor{}, s.error(err)
 	}

@@ -37,11 +37,15 @@ type File struct {
 	done bool
 }
 
-// Create creates a file in root.
-func Create(root *os.Root) (*File, error) {
+// Create creates a file in root. Nobody can ever read it whom perm does not let; zero is
+// what is usual.
+func Create(root *os.Root, perm fs.FileMode) (*File, error) {
+	if perm == 0 {
+		perm = 0o666
+	}
 	for {
 		name := prefix + rand.Text() + suffix
-		f, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		f, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
@@ -191,9 +195,10 @@ func SyncDir(root *os.Root, name string) error {
 	return nil
 }
 
-// Write makes name in root a file with that content, in one step.
+// Write makes name in root a file with that content, in one step. With a perm of zero its
+// permissions are what is usual.
 func Write(root *os.Root, name string, content []byte, perm fs.FileMode) error {
-	f, err := Create(root)
+	f, err := Create(root, perm)
 	if err != nil {
 		return err
 	}

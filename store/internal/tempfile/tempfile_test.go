@@ -39,7 +39,7 @@ func list(t *testing.T, root *os.Root) []string {
 
 func mustCreate(t *testing.T, root *os.Root, content string) *File {
 	t.Helper()
-	f, err := Create(root)
+	f, err := Create(root, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
