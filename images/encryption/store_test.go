@@ -45,7 +45,7 @@ func overGRPC(t *testing.T, cs content.Store) content.Store {
 func serve(t *testing.T, cs content.Store) (content.Store, *grpc.Server) {
 	t.Helper()
 	listener := must(net.Listen("tcp", "127.0.0.1:0"))
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.WaitForHandlers(true)) // or they write into a directory that is being removed
 	api.RegisterContentServer(server, contentserver.New(cs))
 	done := make(chan error)
 	go func() { done <- server.Serve(listener) }()
