@@ -82,6 +82,10 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.seen > v.desc.Size {
 		return n, v.mismatch("longer than its %d bytes", v.desc.Size)
 	}
+	if errors.Is(err, ErrMismatch) && v.also != nil {
+		// The store has verified it first.
+		return n, fmt.Errorf("%w: %w", v.also, err)
+	}
 	if err != io.EOF {
 		return n, err
 	}

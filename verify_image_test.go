@@ -2,9 +2,12 @@ package imgcrypt_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -90,4 +93,33 @@ func TestVerifyFinds(t *testing.T) {
 			t.Errorf("two layers are missing: %v", err)
 		}
 	})
+}
+
+// wary is a store that verifies what is read from it.
+type wary struct{ *layoutStore }
+
+func (w wary) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	data, err := w.get(desc)
+	if err != nil {
+		return nil, err
+	}
+	if digest.FromBytes(data) != desc.Digest {
+		return io.NopCloser(iotest.ErrReader(imgcrypt.ErrMismatch)), nil
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// A damaged layer is a tampered one, whoever notices it.
+func TestStoreThatVerifies(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	s, plain := writeKind(t, testimage.Spec{})
+	sealed := encrypt(t, s, plain, imgcrypt.EncryptOptions{Recipients: recipients(p)}).Desc
+	s.blobs[layerDigests(t, s, sealed)[0]] = []byte("damaged")
+	if _, err := imgcrypt.Verify(t.Context(), wary{s}, sealed, imgcrypt.VerifyOptions{Identities: identities(p)}); !errors.Is(err, layer.ErrTampered) {
+		t.Errorf("verify: %v", err)
+	}
+	if _, err := imgcrypt.Decrypt(t.Context(), wary{s}, sealed, imgcrypt.DecryptOptions{Identities: identities(p)}); !errors.Is(err, layer.ErrTampered) {
+		t.Errorf("decrypt: %v", err)
+	}
 }
