@@ -13,18 +13,28 @@ import (
 // Drop breaks the connection before the request reaches the target.
 func Drop() Fault {
 	return Fault{"drop", func(http.Handler) http.Handler {
-		return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { abort(w) })
 	}}
 }
 
 // Lose lets the request through and breaks the connection instead of answering.
 func Lose() Fault {
 	return Fault{"lose", func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			next.ServeHTTP(&nowhere{header: http.Header{}}, req)
-			panic(http.ErrAbortHandler)
+			abort(w)
 		})
 	}}
+}
+
+// abort breaks the connection and does not return. A handler that only panics makes the server of net/http wait for what is
+// left of the request, which a client that expects to be told to go on does not send.
+func abort(w http.ResponseWriter) {
+	// HTTP/2 has no connection of its own for a request, and the panic ends the stream.
+	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+		_ = conn.Close()
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // Cut breaks the connection after so many bytes of the answer's body. A shorter answer stays whole.
@@ -35,7 +45,8 @@ func Cut(after int64) Fault {
 				return p
 			}
 			w.pass(p[:after-at])
-			panic(http.ErrAbortHandler)
+			abort(w)
+			return nil
 		}
 	})}
 }
@@ -108,9 +119,9 @@ func Stall(after int64) Fault {
 				return p
 			}
 			w.pass(p[:after-at])
-			w.Flush()
 			<-req.Context().Done()
-			panic(http.ErrAbortHandler)
+			abort(w)
+			return nil
 		}
 	})}
 }
@@ -121,13 +132,17 @@ func StallUp(after int64) Fault {
 	return Fault{"stall up", func(next http.Handler) http.Handler {
 		cut := CutUp(after).Wrap(next)
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			defer func() {
-				if v := recover(); v != nil {
-					<-req.Context().Done()
-					panic(v)
-				}
+			// Nothing of the answer to half a request reaches the client.
+			func() {
+				defer func() {
+					if v := recover(); v != nil && v != http.ErrAbortHandler {
+						panic(v)
+					}
+				}()
+				cut.ServeHTTP(&nowhere{header: http.Header{}}, req)
 			}()
-			cut.ServeHTTP(w, req)
+			<-req.Context().Done()
+			abort(w)
 		})
 	}}
 }

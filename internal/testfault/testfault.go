@@ -151,7 +151,7 @@ func New(o Options) (*Proxy, error) {
 		FlushInterval: -1,
 		ErrorLog:      log.New(io.Discard, "", 0),
 		// What goes wrong behind the proxy is a broken connection in front of it.
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { abort(w) },
 	}
 	p.server = &http.Server{Handler: p.handler(forward), ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute}
 	serve := p.server.Serve

@@ -240,7 +240,6 @@ func TestHTTP2(t *testing.T) {
 	data := noise(70, 2<<20)
 	o := quick()
 	o.CAFile = ca.File
-	o.Silence = 300 * time.Millisecond
 	for _, rule := range []testfault.Rule{
 		{Method: "GET", Path: "/blobs/", Times: 2, Fault: testfault.Cut(500_000)},
 		{Method: "GET", Path: "/blobs/", Fault: testfault.Stall(500_000)},
@@ -253,6 +252,10 @@ func TestHTTP2(t *testing.T) {
 	} {
 		t.Run(rule.Method+" "+rule.Fault.Name, func(t *testing.T) {
 			t.Parallel()
+			o := o
+			if rule.Fault.Name == "stall" {
+				o.Silence = 300 * time.Millisecond
+			}
 			r := testregistry.Start(t)
 			proxy := testfault.StartWith(t, testfault.Options{Target: r.Host(), Certificate: &cert, HTTP2: true}, rule)
 			s := open(t, proxy.Ref("app"), o)

@@ -101,7 +101,8 @@ type Store struct {
 	// connected is set once the registry has answered anything. From then on a
 	// registry that cannot be reached may be one that starts again.
 	connected atomic.Bool
-	// impatient is set once the registry has refused to be asked before a blob is sent.
+	// impatient is set once the registry has refused to be asked before a blob is sent,
+	// or has said nothing to that.
 	impatient atomic.Bool
 	// interrupted counts the uploads that broke since the last one that did not.
 	interrupted atomic.Int64

@@ -167,6 +167,13 @@ func (s *source) failure() error {
 	return s.err
 }
 
+// wasRead says whether anything was read.
+func (s *source) wasRead() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begun
+}
+
 // complete says whether the whole blob was read, and what it is.
 func (s *source) complete() (ocispec.Descriptor, bool) {
 	s.mu.Lock()

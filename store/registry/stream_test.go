@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -352,5 +353,42 @@ func TestNothingOnDisk(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
+	}
+}
+
+// asking is a transport that notes whether the registry is asked before a blob is sent.
+type asking struct {
+	http.Transport
+	// deaf says that it does not pass that on.
+	deaf  bool
+	asked []bool
+}
+
+func (a *asking) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPatch {
+		a.asked = append(a.asked, req.Header.Get("Expect") != "")
+		if a.deaf {
+			req.Header.Del("Expect")
+		}
+	}
+	return a.Transport.RoundTrip(req)
+}
+
+// A registry that does not say whether it wants a blob is not asked again and again.
+func TestUnanswered(t *testing.T) {
+	t.Parallel()
+	r := testregistry.Start(t)
+	for _, deaf := range []bool{false, true} {
+		transport := &asking{deaf: deaf}
+		transport.ExpectContinueTimeout = 5 * time.Second
+		o := quick()
+		o.Transport = transport
+		s := open(t, r.Ref("app"), o)
+		for i := range 3 {
+			put(t, s, layerType, fmt.Append(nil, deaf, i))
+		}
+		if want := []bool{true, !deaf, !deaf}; !slices.Equal(transport.asked, want) {
+			t.Errorf("deaf %v: asked %v, want %v", deaf, transport.asked, want)
+		}
 	}
 }

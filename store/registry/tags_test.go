@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -167,7 +168,9 @@ func TestTagUnderFaults(t *testing.T) {
 			t.Run(fmt.Sprintf("%s %d", f.fault.Name, times), func(t *testing.T) {
 				t.Parallel()
 				o := quick()
-				o.Silence = 50e6
+				if strings.HasPrefix(f.fault.Name, "stall") {
+					o.Silence = 50 * time.Millisecond
+				}
 				proxy, s, direct := behind(t, o)
 				before, after := manifest(dockerManifest, "before"), manifest(dockerManifest, "after")
 				old := put(t, direct, dockerManifest, before)

@@ -30,8 +30,9 @@ func newTransport(o Options) (*http.Transport, error) {
 		MaxIdleConns:        64,
 		MaxIdleConnsPerHost: 32,
 		IdleConnTimeout:     90 * time.Second,
-		// So that a registry can ask for a login, or for a pause, before a blob is sent.
-		ExpectContinueTimeout: 2 * time.Second,
+		// So that a registry can ask for a login, or for a pause, before a blob is sent. One
+		// that does not know of this costs the time once.
+		ExpectContinueTimeout: 3 * time.Second,
 		// A blob has a digest: it has to come as it is.
 		DisableCompression:     true,
 		WriteBufferSize:        64 << 10,

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -205,14 +207,20 @@ func (s *Store) stream(ctx context.Context, location *url.URL, src *source) (*ur
 	// In chunks also if the length is known: only so it can end early in order.
 	req.ContentLength = -1
 	req.Header.Set("Content-Type", "application/octet-stream")
-	if !s.impatient.Load() {
+	asked := !s.impatient.Load()
+	var told atomic.Bool
+	if asked {
 		req.Header.Set("Expect", "100-continue")
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got100Continue: func() { told.Store(true) }}))
 	}
 	silence.start()
 	resp, err := from.client.Do(req)
 	// Whatever came of it, from here on r is the caller's again.
 	src.end()
 	silence.stop()
+	if asked && err == nil && !told.Load() && src.wasRead() {
+		s.impatient.Store(true)
+	}
 	if err != nil {
 		defer silence.end()
 		return nil, s.transportError(silence.ctx, ctx, src.op, from, err)
