@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -30,6 +31,9 @@ func Lose() Fault {
 // abort breaks the connection and does not return. A handler that only panics makes the server of net/http wait for what is
 // left of the request, which a client that expects to be told to go on does not send.
 func abort(w http.ResponseWriter) {
+	if edited, ok := w.(*writer); ok {
+		edited.end()
+	}
 	// HTTP/2 has no connection of its own for a request, and the panic ends the stream.
 	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
 		_ = conn.Close()
@@ -216,6 +220,7 @@ func onResponse(set func(*writer, *http.Request)) func(http.Handler) http.Handle
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			edited := &writer{ResponseWriter: w}
+			defer edited.end()
 			set(edited, req)
 			next.ServeHTTP(edited, req)
 		})
@@ -242,6 +247,17 @@ type writer struct {
 	// head may change the headers before they are sent, and edit each piece of the body; at is its offset.
 	head func(http.Header)
 	edit func(p []byte, at int64) []byte
+
+	// over is set once the request is over, or its connection taken away: the reverse
+	// proxy may flush later, by a timer.
+	mu   sync.Mutex
+	over bool
+}
+
+func (w *writer) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
 }
 
 func (w *writer) WriteHeader(status int) {
@@ -277,7 +293,13 @@ func (w *writer) pass(p []byte) {
 }
 
 // Flush implements http.Flusher.
-func (w *writer) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+func (w *writer) Flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+	}
+}
 
 // Unwrap is for http.ResponseController.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -254,7 +254,7 @@ func TestHTTP2(t *testing.T) {
 			t.Parallel()
 			o := o
 			if rule.Fault.Name == "stall" {
-				o.Silence = 300 * time.Millisecond
+				o.Silence = time.Second
 			}
 			r := testregistry.Start(t)
 			proxy := testfault.StartWith(t, testfault.Options{Target: r.Host(), Certificate: &cert, HTTP2: true}, rule)

@@ -92,7 +92,7 @@ func TestDownloadRecovers(t *testing.T) {
 			t.Parallel()
 			o := quick()
 			if strings.HasPrefix(c.name, "stalled") {
-				o.Silence = 300 * time.Millisecond
+				o.Silence = time.Second
 			}
 			proxy, faulty, direct := behind(t, o, c.rules...)
 			desc := put(t, direct, layerType, data)
@@ -158,7 +158,7 @@ func TestDownloadFails(t *testing.T) {
 			t.Parallel()
 			o := quick()
 			if strings.HasPrefix(c.name, "stalled") {
-				o.Silence = 100 * time.Millisecond
+				o.Silence = time.Second
 			}
 			proxy, faulty, direct := behind(t, o, testfault.Rule{Method: http.MethodGet, Path: "/blobs/", Times: -1, Fault: c.fault})
 			desc := put(t, direct, layerType, data)
@@ -288,7 +288,7 @@ func TestUploadRecovers(t *testing.T) {
 				t.Parallel()
 				o := quick()
 				if strings.HasSuffix(c.name, "stalled") {
-					o.Silence = 100 * time.Millisecond
+					o.Silence = time.Second
 				}
 				proxy, faulty, direct := behind(t, o, c.rule)
 				want := descOf(layerType, data)

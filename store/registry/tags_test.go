@@ -169,7 +169,7 @@ func TestTagUnderFaults(t *testing.T) {
 				t.Parallel()
 				o := quick()
 				if strings.HasPrefix(f.fault.Name, "stall") {
-					o.Silence = 50 * time.Millisecond
+					o.Silence = 500 * time.Millisecond
 				}
 				proxy, s, direct := behind(t, o)
 				before, after := manifest(dockerManifest, "before"), manifest(dockerManifest, "after")
