@@ -61,18 +61,12 @@ func (s *Store) Resolve(ctx context.Context, ref string) (ocispec.Descriptor, er
 		if isManifest(desc.MediaType) && desc.Digest.Validate() == nil && desc.Size > 0 {
 			return desc, s.checkResolved(op, ref, desc)
 		}
-	} else if !refused(err) {
+	} else if e := (*Error)(nil); !errors.As(err, &e) || e.Status == 0 || errors.Is(err, ErrUnauthorized) {
 		return ocispec.Descriptor{}, err
 	}
 	// The registry does not know HEAD, or does not answer it well; or it says no, and
 	// only to a GET it says why.
 	return s.resolveByGet(ctx, op, ref)
-}
-
-// refused says whether an error is an answer of the registry.
-func refused(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Status != 0 && !errors.Is(err, ErrUnauthorized)
 }
 
 func contentType(a *answer) string {

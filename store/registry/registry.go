@@ -4,9 +4,9 @@
 // Names, credentials, tokens and redirects are go-containerregistry's. What it lacks
 // is here: blobs are streamed in both directions without ever being held, on disk or
 // in memory; a download that breaks goes on from where it stopped; an upload whose
-// digest is not known before its end is one PATCH of chunks, which every registry
-// takes; and what a registry answers becomes errors that say what to do, without
-// anything that is secret.
+// digest is not known before its end is one PATCH in chunks, as Docker's own client
+// does it; and what a registry answers becomes errors that say what is wrong,
+// without anything that is secret.
 //
 // # Uploads that break
 //

@@ -77,12 +77,12 @@ func TestTemporaryStatus(t *testing.T) {
 
 func TestPatience(t *testing.T) {
 	t.Parallel()
-	p := newPatience(t.Context(), 50*time.Millisecond)
+	p := newPatience(t.Context(), 400*time.Millisecond)
 	defer p.end()
-	time.Sleep(100 * time.Millisecond)
-	for range 4 {
+	for range 6 {
+		time.Sleep(50 * time.Millisecond)
 		p.start()
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 		p.stop()
 	}
 	if p.ctx.Err() != nil {

@@ -218,7 +218,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 		return 0, errEnded
 	}
 	if s.ctx.Err() != nil && s.err == nil {
-		s.err = s.store.contextError(s.ctx, s.op)
+		s.err = s.ctx.Err()
 	}
 	s.silence.stop()
 	n, err := s.take(p)

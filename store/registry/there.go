@@ -64,7 +64,8 @@ func (s *Store) Mount(ctx context.Context, desc ocispec.Descriptor, fromReposito
 	}
 	location, done, err := s.begin(ctx, op, &mount{desc.Digest, from}, s.tries())
 	switch {
-	case err != nil && answeredMount(err):
+	case answered(err):
+		// If it is the login as a whole that is refused, whatever comes next meets it again.
 		return false, nil
 	case err != nil:
 		return false, err
@@ -88,13 +89,6 @@ func (s *Store) MountFrom(ctx context.Context, desc ocispec.Descriptor, src imgc
 		return false, nil
 	}
 	return s.Mount(ctx, desc, from.Repository())
-}
-
-// answeredMount says whether an error is a refusal of the mount. If it is one of the
-// login as a whole, whatever comes next meets it again.
-func answeredMount(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Status != 0 && !e.temporary
 }
 
 // Delete asks the registry to forget a manifest or an index, and with it all tags

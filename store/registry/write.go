@@ -24,9 +24,9 @@ import (
 //
 // A broken connection, a 429 or a 5xx is waited out as long as nothing was read from
 // r, or r is an [io.Seeker] that can go back. Otherwise the error wraps
-// [imgcrypt.ErrInterrupted], after a pause. An upload that fails is taken back, as far as the registry can
-// be reached. When Put returns r is not read any more. refs are not needed: a registry
-// reads them from the manifest.
+// [imgcrypt.ErrInterrupted], after a pause. An upload that fails is taken back, as
+// far as the registry can be reached. When Put returns r is not read any more. refs
+// are not needed: a registry reads them from the manifest.
 func (s *Store) Put(ctx context.Context, want ocispec.Descriptor, r io.Reader, refs ...ocispec.Descriptor) (ocispec.Descriptor, error) {
 	op := "put a blob"
 	if want.Digest != "" {
@@ -51,7 +51,7 @@ func (s *Store) put(ctx context.Context, src *source) (ocispec.Descriptor, error
 	if src.want.Digest != "" {
 		there, err := s.has(ctx, push, src.want)
 		switch {
-		case err != nil && !answered(err):
+		case err != nil && (!answered(err) || errors.Is(err, ErrUnauthorized)):
 			return src.want, err
 		case there:
 			return src.want, s.readThrough(ctx, src)
@@ -74,11 +74,11 @@ func (s *Store) readThrough(ctx context.Context, src *source) error {
 	}
 }
 
-// answered says whether an error is an answer of the registry, other than one that
-// concerns whatever else would be asked of it.
+// answered says whether an error is an answer of the registry that would be the same
+// the next time.
 func answered(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && e.Status != 0 && !e.temporary && !errors.Is(err, ErrUnauthorized)
+	return errors.As(err, &e) && e.Status != 0 && !e.temporary
 }
 
 // upload sends a blob, several times if it has to and can.
@@ -98,8 +98,8 @@ func (s *Store) upload(ctx context.Context, src *source) (ocispec.Descriptor, er
 			return got, err
 		}
 		if !src.rewind() {
-			// The caller starts again at once, so the pause is here.
-			// Uploads that break together are to wait together, not one after the other.
+			// The caller starts again at once, so the pause is here. Uploads that break
+			// together are to wait together, not one after the other.
 			failed := min(s.interrupted.Add(1), 4)
 			if err := s.pause(ctx, err, int(failed), after); err != nil {
 				return got, err
@@ -116,6 +116,8 @@ func (s *Store) upload(ctx context.Context, src *source) (ocispec.Descriptor, er
 func (s *Store) sourceError(ctx context.Context, op string, failure error) error {
 	var own *Error
 	switch ended := ctx.Err(); {
+	case ended != nil && failure == ended:
+		return s.contextError(ctx, op)
 	case ended != nil && !errors.Is(failure, ended):
 		return fmt.Errorf("%w: %w", s.contextError(ctx, op), failure)
 	case errors.As(failure, &own) && own.Repository == s.Repository() && own.Op == op:
