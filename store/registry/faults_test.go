@@ -281,14 +281,17 @@ func TestUploadRecovers(t *testing.T) {
 		{"PUT 401", rule("PUT", uploads, testfault.Unauthorized("")), false, 1},
 		{"PUT 404", rule("PUT", uploads, testfault.Answer(404, "BLOB_UPLOAD_UNKNOWN", "")), true, 2},
 	}
-	data := noise(5, 2<<20)
+	data, large := noise(5, 2<<20), noise(5, 24<<20)
 	for _, c := range cases {
 		for _, p := range putCases() {
 			t.Run(c.name+", "+p.name, func(t *testing.T) {
 				t.Parallel()
 				o := quick()
+				data := data
 				if strings.HasSuffix(c.name, "stalled") {
 					o.Silence = time.Second
+					// More than the sockets on the way take in.
+					data = large
 				}
 				proxy, faulty, direct := behind(t, o, c.rule)
 				want := descOf(layerType, data)

@@ -165,6 +165,9 @@ func TestTagUnderFaults(t *testing.T) {
 		{testfault.FlipUp(50), false},
 	} {
 		for _, times := range []int{1, -1} {
+			if strings.HasPrefix(f.fault.Name, "stall") && times < 0 {
+				continue // It would take as long as all the others.
+			}
 			t.Run(fmt.Sprintf("%s %d", f.fault.Name, times), func(t *testing.T) {
 				t.Parallel()
 				o := quick()
