@@ -55,7 +55,7 @@ setup: ## what tests and demo need: Debian packages (as root), containerd 2.4, s
 test: setup windows ## all tests with the race detector, and a report
 	@mkdir -p $(CACHE)
 	@CGO_ENABLED=0 $(GO) build -buildvcs=false -o $(CACHE)/testreport ./internal/cmd/testreport
-	CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 20m $(TESTFLAGS) $(PACKAGES) | $(CACHE)/testreport
+	CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 60m $(TESTFLAGS) $(PACKAGES) | $(CACHE)/testreport
 
 lint: setup windows imports ## gofmt, go vet, staticcheck, module files, import directions
 	@echo gofmt -l .
